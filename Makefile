@@ -1,0 +1,78 @@
+# make help   says what there is. The two first commands: make demo, make test.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+TEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+DIST ?= dist
+BUILD ?= build
+
+# The one file carries the native libraries for each of these; hosts differ (Debian 12: 3.11, Ubuntu 24.04: 3.12,
+# Debian 13: 3.13, Ubuntu 26.04: 3.14). glibc 2.28 is that of RHEL 8 and Debian 10.
+DIST_PYTHONS ?= 3.11 3.12 3.13 3.14
+DIST_ARCHS ?= x86_64 aarch64
+DIST_GLIBC ?= 2_28
+dist_platforms = $(foreach arch,$(DIST_ARCHS),$(foreach py,$(DIST_PYTHONS),\
+	--platform manylinux_$(DIST_GLIBC)_$(arch)-cp-$(py).0-cp$(subst .,,$(py))))
+
+.PHONY: help venv test test-slow test-all check format demo bench consul dist clean distclean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(STAMP) ## the virtual environment (made once, and again when its requirements change)
+
+$(STAMP): pyproject.toml requirements/constraints.txt requirements/make-venv
+	@requirements/make-venv $(VENV)
+	@touch $@
+
+consul: $(STAMP) ## where Consul is; fetched into the project's cache if need be
+	@$(BIN)/python -m rebootd.consul.binary
+
+test: $(STAMP) ## the quick suites (under 5 minutes on 2 cores); TEST_ARGS="-k words"
+	@$(BIN)/python -m rebootd.consul.binary >/dev/null || true
+	$(BIN)/pytest -q -m "not slow" $(TEST_ARGS)
+
+test-slow: $(STAMP) ## what takes long: the one file, killing at every step, large fleets
+	@$(BIN)/python -m rebootd.consul.binary >/dev/null || true
+	$(BIN)/pytest -q -m slow $(TEST_ARGS)
+
+test-all: test test-slow ## both
+
+check: $(STAMP) ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## lay the code out as check wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(STAMP) ## a whole cycle on this machine, with a killed leader; DEMO_ARGS="--racks 2 --machines 3"
+	@$(BIN)/rebootd demo $(DEMO_ARGS)
+
+bench: $(STAMP) ## the figures of docs/performance.md; BENCH_ARGS="..."
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+dist: $(STAMP) ## dist/rebootd: one file for hosts and Nomad (dist/rebootctl is a second name of it)
+	@rm -rf $(BUILD)/wheel && mkdir -p $(BUILD)/wheel $(DIST)
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-input --no-deps --wheel-dir $(BUILD)/wheel .
+	@$(BIN)/python -m pex $(BUILD)/wheel/*.whl --constraints requirements/constraints.txt --use-pip-config \
+		--entry-point rebootd.cli.main:packed --venv --sh-boot --compress $(dist_platforms) \
+		--output-file $(BUILD)/rebootd
+	@mv -f $(BUILD)/rebootd $(DIST)/rebootd && ln -f $(DIST)/rebootd $(DIST)/rebootctl
+	@ls -l $(DIST)
+
+clean: ## what make made, except the virtual environment
+	rm -rf $(BUILD) $(DIST) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+distclean: clean ## that too
+	rm -rf $(VENV)

@@ -1,0 +1,312 @@
+# rebootd as a Nomad service job: three daemons in three racks, one of which leads.
+#
+#   nomad job run -var-file=nomad/vars/dc1.vars.hcl nomad/rebootd.nomad.hcl
+#
+# One job per data center, each with its own Consul. Nothing is kept on a host: state and locks are in Consul.
+#
+# Two services, on purpose. `rebootd` is what agents look for; each daemon registers it itself, because the session that
+# makes it leader hangs on that registration's check (docs/decisions.md). `rebootd-http` below is Nomad's: it decides
+# whether a deployment is healthy and where metrics are scraped. So neither writes over the other.
+#
+# The policy is not in here: it is in Consul (`rebootctl policy apply`), so that changing it restarts nothing.
+
+variable "datacenters" {
+  type        = list(string)
+  description = "The data center (or centers that share one Consul data center) to run in."
+}
+
+variable "region" {
+  type    = string
+  default = "global"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "daemons" {
+  type        = number
+  default     = 3
+  description = "How many. One is enough to work; three survive a rack and a rolling update."
+}
+
+variable "per_rack" {
+  type        = number
+  default     = 1
+  description = "Daemons in one rack at most. Raise it only where there are fewer racks than daemons."
+}
+
+variable "artifact" {
+  type        = string
+  default     = ""
+  description = "URL of dist/rebootd. Empty: `command` is on the hosts already."
+}
+
+variable "artifact_checksum" {
+  type        = string
+  default     = ""
+  description = "For example sha256:... of that file; the download is refused if it differs."
+}
+
+variable "command" {
+  type        = string
+  default     = "/usr/local/bin/rebootd"
+  description = "Where rebootd is on the hosts when there is no artifact."
+}
+
+variable "driver" {
+  type        = string
+  default     = "exec"
+  description = "exec (own file system view and limits) or raw_exec. Both need Python 3.11 or later on the host."
+
+  validation {
+    condition     = var.driver == "exec" || var.driver == "raw_exec"
+    error_message = "The driver must be exec or raw_exec."
+  }
+}
+
+variable "user" {
+  type        = string
+  default     = "nobody"
+  description = "Who it runs as. It needs no rights on the host."
+}
+
+variable "port" {
+  type        = number
+  default     = 8473
+  description = "The HTTP port. Agents learn it from Consul; operators and firewalls like it fixed."
+}
+
+variable "service" {
+  type        = string
+  default     = "rebootd"
+  description = "The Consul service that agents look for. Several fleets on one Consul need several names."
+}
+
+variable "prefix" {
+  type        = string
+  default     = "rebootd/"
+  description = "Where in Consul's key-value store this fleet is."
+}
+
+variable "consul_address" {
+  type        = string
+  default     = "http://127.0.0.1:8500"
+  description = "The Consul agent of the same host."
+}
+
+variable "consul_token_template" {
+  type        = string
+  default     = ""
+  description = "A template that renders to the Consul ACL token. Empty: see consul_token_file."
+}
+
+variable "consul_token_file" {
+  type        = string
+  default     = ""
+  description = "A file on the hosts with the Consul ACL token, readable to `user`. Empty too: Consul has no ACLs."
+}
+
+variable "token_template" {
+  type        = string
+  default     = ""
+  description = "A template that renders to the token that agents and operators share, for example from Nomad Variables."
+}
+
+variable "token_file" {
+  type        = string
+  default     = ""
+  description = "A file on the hosts with that token, readable to `user`. One of the two is needed: without, only loopback is served."
+}
+
+variable "log_level" {
+  type    = string
+  default = "info"
+}
+
+variable "cpu" {
+  type    = number
+  default = 500
+}
+
+variable "memory" {
+  type        = number
+  default     = 400
+  description = "MB. A leader of 10,000 machines stays below 300."
+}
+
+locals {
+  command           = var.artifact == "" ? var.command : "local/rebootd"
+  token_file        = var.token_template == "" ? var.token_file : "${NOMAD_SECRETS_DIR}/token"
+  consul_token_file = var.consul_token_template == "" ? var.consul_token_file : "${NOMAD_SECRETS_DIR}/consul-token"
+}
+
+job "rebootd" {
+  type        = "service"
+  region      = var.region
+  namespace   = var.namespace
+  datacenters = var.datacenters
+
+  # Machines that rebooted wait for this job, so it may push others aside.
+  priority = 90
+
+  constraint {
+    attribute = "${attr.kernel.name}"
+    value     = "linux"
+  }
+
+  # No Consul agent, no leadership.
+  constraint {
+    attribute = "${attr.consul.version}"
+    operator  = "is_set"
+  }
+
+  # A rack is worked on as one, so no rack may hold more than its share. A client without the meta key is not used.
+  constraint {
+    operator  = "distinct_property"
+    attribute = "${meta.rack}"
+    value     = "${var.per_rack}"
+  }
+
+  spread {
+    attribute = "${meta.rack}"
+    weight    = 100
+  }
+
+  update {
+    max_parallel      = 1
+    health_check      = "checks"
+    min_healthy_time  = "10s"
+    healthy_deadline  = "2m"
+    progress_deadline = "10m"
+    stagger           = "10s"
+    auto_revert       = true
+    canary            = 0
+  }
+
+  # rebootd drains the hosts it runs on like any other.
+  migrate {
+    max_parallel     = 1
+    health_check     = "checks"
+    min_healthy_time = "5s"
+    healthy_deadline = "2m"
+  }
+
+  # It must never be given up on: somewhere there is a host that can run it.
+  reschedule {
+    delay          = "5s"
+    delay_function = "exponential"
+    max_delay      = "2m"
+    unlimited      = true
+  }
+
+  group "rebootd" {
+    count = var.daemons
+
+    restart {
+      attempts = 3
+      interval = "2m"
+      delay    = "2s"
+      mode     = "fail"
+    }
+
+    network {
+      port "http" {
+        static = var.port
+      }
+    }
+
+    service {
+      name = "${var.service}-http"
+      port = "http"
+      tags = ["metrics"]
+
+      check {
+        name     = "answers"
+        type     = "http"
+        path     = "/healthz"
+        interval = "5s"
+        timeout  = "2s"
+
+        # Hung for half a minute: start it again. Its leadership was lost seconds after it hung.
+        check_restart {
+          limit = 6
+          grace = "30s"
+        }
+      }
+    }
+
+    task "rebootd" {
+      driver       = var.driver
+      user         = var.user
+      leader       = true
+      kill_signal  = "SIGTERM"
+      kill_timeout = "10s"
+
+      config {
+        command = local.command
+        args = concat(
+          [
+            "server",
+            "--listen", "0.0.0.0:${NOMAD_PORT_http}",
+            "--advertise", "http://${NOMAD_ADDR_http}",
+            "--node", "${attr.unique.consul.name}",
+            "--service", var.service,
+            "--prefix", var.prefix,
+            "--log-level", var.log_level,
+          ],
+          local.token_file == "" ? [] : ["--token-file", local.token_file],
+        )
+      }
+
+      env {
+        CONSUL_HTTP_ADDR       = var.consul_address
+        CONSUL_HTTP_TOKEN_FILE = local.consul_token_file
+
+        # Where the one file unpacks itself at its first start (some 30 MB): with the allocation, and gone with it.
+        PEX_ROOT = "${NOMAD_TASK_DIR}/pex"
+      }
+
+      dynamic "artifact" {
+        for_each = var.artifact == "" ? [] : [var.artifact]
+
+        content {
+          source      = var.artifact_checksum == "" ? artifact.value : "${artifact.value}?checksum=${var.artifact_checksum}"
+          destination = "local/rebootd"
+          mode        = "file"
+        }
+      }
+
+      dynamic "template" {
+        for_each = var.token_template == "" ? [] : [var.token_template]
+
+        content {
+          data        = template.value
+          destination = "secrets/token"
+          change_mode = "restart"
+        }
+      }
+
+      dynamic "template" {
+        for_each = var.consul_token_template == "" ? [] : [var.consul_token_template]
+
+        content {
+          data        = template.value
+          destination = "secrets/consul-token"
+          change_mode = "noop" # it is read again when Consul refuses the old one
+        }
+      }
+
+      resources {
+        cpu    = var.cpu
+        memory = var.memory
+      }
+
+      logs {
+        max_files     = 5
+        max_file_size = 20
+      }
+    }
+  }
+}

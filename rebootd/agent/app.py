@@ -1,0 +1,213 @@
+"""The agent as a process: everything put together, started, and started anew when the boot_id changes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from rebootd import __version__
+from rebootd.agent import statefile, textfile
+from rebootd.agent.boot import begin, check_boot
+from rebootd.agent.client import Backoff, Coordinators
+from rebootd.agent.detect import Finding, detect
+from rebootd.agent.discovery import Discovery
+from rebootd.agent.host import Host
+from rebootd.agent.identity import consul_client, machine_name, mark_for
+from rebootd.agent.journal import Journal, JournalCorrupt, decode
+from rebootd.agent.loop import ReportLoop
+from rebootd.agent.outmark import MarkKeeper
+from rebootd.agent.runner import BootChanged, Runner
+from rebootd.core.wire import Tri
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rebootd.agent.notify import Notifier
+    from rebootd.agent.settings import AgentSettings
+
+FIRST_DETECTION = 2.0
+"""Seconds that the first report waits for detection; after that it says unknown."""
+STATE_EVERY = 15.0
+_log = structlog.get_logger("rebootd.agent")
+
+
+async def run_agent(settings: AgentSettings, environ: Mapping[str, str], notifier: Notifier) -> None:
+    """Runs until cancelled. Raises ``InvalidInput`` when the host cannot be identified."""
+    while True:
+        try:
+            await Agent(settings, environ, notifier).run()
+        except BootChanged as error:
+            _log.info("starting anew", why=str(error))
+
+
+class Agent:
+    """One life of the agent, within one boot."""
+
+    def __init__(self, settings: AgentSettings, environ: Mapping[str, str], notifier: Notifier) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._notifier = notifier
+        self._host = Host(settings)
+        self._journal = Journal(settings.journal)
+        self._finding = Finding(Tri.UNKNOWN)
+        self._detected = asyncio.Event()
+        self._news = asyncio.Event()
+        self._written = ""
+        self._lost: BootChanged | None = None
+
+    async def run(self) -> None:
+        """Runs until cancelled or until ``BootChanged``."""
+        settings, rng = self._settings, random.Random()
+        consul = consul_client(settings, self._environ)
+        coordinators = Coordinators(settings, Discovery(settings, consul, rng).batches)
+        try:
+            # Ready before the name is known: waiting for Consul or a coordinator is our work, not a failed start.
+            self._notifier.ready()
+            async with asyncio.TaskGroup() as group:
+                watchdog = group.create_task(self._notifier.watchdog())
+                name = await machine_name(settings, self._host, consul, remembered_name(settings.journal))
+                begin(self._journal, self._host, settings, name)
+                environ = hook_environment(self._environ, settings, name)
+                self._keeper = MarkKeeper(mark_for(settings, consul, name), self._wanted)
+                self._runner = Runner(
+                    settings,
+                    self._host,
+                    self._journal,
+                    self._keeper,
+                    ask=lambda request: coordinators.permit(name, request),
+                    backoff=Backoff(rng),
+                    environ=environ,
+                    # The loop is made next; a directive cannot end before it runs.
+                    wake=lambda: self._loop.wake(),  # noqa: PLW0108
+                )
+                self._loop = ReportLoop(
+                    settings,
+                    self._host,
+                    self._journal,
+                    self._runner,
+                    self._keeper,
+                    coordinators,
+                    backoff=Backoff(rng),
+                    finding=lambda: self._finding,
+                    changed=self._news.set,
+                )
+                self._coordinators = coordinators
+                helpers = [
+                    watchdog,
+                    group.create_task(self._keeper.run()),
+                    group.create_task(self._detect(environ)),
+                    group.create_task(self._write_state()),
+                    group.create_task(check_boot(self._journal, settings, environ, self._loop.wake)),
+                ]
+                try:
+                    await self._report()
+                finally:
+                    self._runner.stop()
+                    for helper in helpers:
+                        helper.cancel()
+        finally:
+            await coordinators.close()
+            if consul is not None:
+                await consul.close()
+        if self._lost is not None:
+            raise self._lost
+
+    async def _report(self) -> None:
+        try:
+            await asyncio.wait_for(self._detected.wait(), FIRST_DETECTION)
+        except TimeoutError:
+            _log.info("the first report goes without detection")
+        try:
+            await self._loop.run()
+        except BootChanged as error:
+            self._lost = error
+
+    def _wanted(self) -> tuple[bool, str]:
+        record = self._journal.refresh()
+        return not record.in_service, f"out of service until rebootd says so (boot {record.boot_id})"
+
+    async def _detect(self, environ: Mapping[str, str]) -> None:
+        while True:
+            finding = await detect(self._settings, self._host.kernel(), environ)
+            if finding != self._finding:
+                self._finding = finding
+                if self._detected.is_set():
+                    self._loop.wake()
+            self._detected.set()
+            await asyncio.sleep(self._settings.detect_every)
+
+    def state(self) -> statefile.AgentState:
+        """Where this machine stands."""
+        record, contact = self._journal.record, self._loop.contact
+        problems = [self._journal.problem, contact.problem, self._keeper.problem]
+        if self._journal.aside is not None:
+            problems.append(f"the journal was damaged, kept at {self._journal.aside}")
+        waiting = self._runner.doing or contact.waiting_for
+        if not waiting and not record.in_service:
+            waiting = "a coordinator's word" if contact.at and not contact.problem else "a coordinator that answers"
+        return statefile.AgentState(
+            machine=record.name,
+            boot_id=record.boot_id,
+            in_service=record.in_service,
+            state=contact.state,
+            doing=self._runner.doing,
+            waiting_for=waiting,
+            since=record.since,
+            last_contact=contact.at,
+            coordinator=self._coordinators.leader,
+            epoch=record.epoch,
+            reboot_required=self._finding.required.value,
+            reboot_reasons=self._finding.reasons,
+            boot_check=record.boot_check.status,
+            out_mark={True: "set", False: "clear", None: "unknown"}[self._keeper.standing],
+            by_hand=record.by_hand,
+            problem="; ".join(dict.fromkeys(p for p in problems if p)),
+            pid=os.getpid(),
+            updated=self._host.now(),
+        )
+
+    async def _write_state(self) -> None:
+        while True:
+            state = self.state()
+            where = "in service" if state.in_service else "out of service"
+            self._notifier.status(f"{where}, waits for {state.waiting_for}" if state.waiting_for else where)
+            try:
+                statefile.write(self._settings.state_file, state)
+                if self._settings.textfile:
+                    textfile.write(Path(self._settings.textfile), state, __version__)
+                self._written = ""
+            except OSError as error:
+                if self._written != str(error):
+                    _log.warning("state not written", error=str(error))
+                self._written = str(error)
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), STATE_EVERY if not self._runner.doing else 1.0)
+            except TimeoutError:
+                continue
+
+
+def hook_environment(environ: Mapping[str, str], settings: AgentSettings, name: str) -> dict[str, str]:
+    """What hooks, the detection command and the reboot command see. Secrets do not belong into the environment."""
+    kept = {k: v for k, v in environ.items() if "TOKEN" not in k}
+    kept.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    return {
+        **kept,
+        "REBOOTD_MACHINE": name,
+        "REBOOTD_RACK": settings.rack,
+        "REBOOTD_STATE_DIR": settings.state_dir,
+        "REBOOTD_BOOT_ID_FILE": settings.boot_id_file,
+    }
+
+
+def remembered_name(path: Path) -> str:
+    """The name that the journal holds, or ``""``."""
+    try:
+        return decode(path.read_bytes()).name
+    except (OSError, JournalCorrupt):
+        return ""

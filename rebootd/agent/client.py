@@ -1,0 +1,224 @@
+"""Asking the coordinators: every instance tried, redirects followed by hand, the leader remembered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import aiohttp
+import msgspec
+import structlog
+from yarl import URL
+
+from rebootd.core.errors import InvalidInput, NotFound, RebootdError, Refused, Unauthorized, Unreachable
+from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Problem, Report
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import AsyncIterator, Callable
+
+    from rebootd.agent.settings import AgentSettings
+
+T = TypeVar("T")
+HOPS = 3
+"""Redirects followed for one request: follower to leader, and a change of leadership or two meanwhile."""
+BODY_LIMIT = 1 << 20
+CONNECT_TIMEOUT = 2.0
+PERMIT_TIMEOUT = 15.0
+RETRY_AFTER_LIMIT = 30.0
+_log = structlog.get_logger("rebootd.agent.client")
+
+_DEFINITE: dict[int, type[RebootdError]] = {401: Unauthorized, 404: NotFound, 409: Refused}
+
+
+class Backoff:
+    """Pauses in seconds, doubling from ``first`` to the limit given at each call, each cut by up to a half."""
+
+    def __init__(self, rng: random.Random, first: float = 0.2) -> None:
+        self._rng = rng
+        self._first = first
+        self._failures = 0
+
+    def reset(self) -> None:
+        """The next pause is the first again."""
+        self._failures = 0
+
+    def next(self, limit: float, at_least: float = 0.0) -> float:
+        """The next pause; ``at_least`` is what a server asked for, and only ever lengthened."""
+        pause = min(limit, self._first * 2.0 ** min(self._failures, 20))
+        self._failures += 1
+        if at_least > 0:
+            return at_least + self._rng.random() * max(pause, 0.5 * at_least)
+        return pause * (1 - 0.5 * self._rng.random())
+
+
+class NoCoordinator(Unreachable):
+    """No instance answered; ``retry_after`` is the longest pause (seconds) that one asked for, 0 for none."""
+
+    def __init__(self, tried: dict[str, str], retry_after: float) -> None:
+        self.retry_after = retry_after
+        told = "; ".join(f"{url}: {why}" for url, why in list(tried.items())[:6])
+        super().__init__(f"no coordinator answered ({told})" if tried else "no coordinator could be found")
+
+
+class _NextError(Exception):
+    """This instance is of no use now; ask another (never leaves this module)."""
+
+    def __init__(self, why: str, retry_after: float = 0.0) -> None:
+        self.retry_after = retry_after
+        super().__init__(why)
+
+
+class Coordinators:
+    """A client of whoever leads. ``find`` yields lists of instances; ``leader`` is the URL that answered last."""
+
+    def __init__(self, settings: AgentSettings, find: Callable[[], AsyncIterator[list[str]]]) -> None:
+        self._settings = settings
+        self._find = find
+        self._session: aiohttp.ClientSession | None = None
+        self._known: list[str] = []
+        self._token = read_token(settings.token_file)
+        self.leader = ""
+
+    async def report(self, name: str, report: Report) -> Answer:
+        """Reports and waits up to ``report.wait`` seconds for news. Raises ``NoCoordinator`` and definite refusals."""
+        timeout = report.wait + self._settings.answer_grace
+        return await self._call(f"/v1/machines/{name}/report", msgspec.json.encode(report), Answer, timeout)
+
+    async def permit(self, name: str, request: PermitRequest) -> PermitAnswer:
+        """Asks for the permit. Raises ``NoCoordinator`` and definite refusals."""
+        return await self._call(
+            f"/v1/machines/{name}/permit", msgspec.json.encode(request), PermitAnswer, PERMIT_TIMEOUT
+        )
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _call(self, path: str, body: bytes, answer: type[T], timeout: float) -> T:
+        tried: dict[str, str] = {}
+        retry_after = 0.0
+        async for urls in self._candidates():
+            for url in urls:
+                if url in tried:
+                    continue
+                try:
+                    return await self._follow(url, path, body, answer, timeout, tried)
+                except _NextError as error:
+                    tried.setdefault(url, str(error))
+                    retry_after = max(retry_after, error.retry_after)
+        self.leader = ""
+        raise NoCoordinator(tried, retry_after)
+
+    async def _candidates(self) -> AsyncIterator[list[str]]:
+        if self.leader:
+            yield [self.leader]
+        found: list[str] = []
+        async for urls in self._find():
+            found += urls
+            self._known = list(dict.fromkeys(found))
+            yield urls
+        if not found and self._known:
+            # Neither DNS nor the catalog answers: where coordinators last were is better than nothing.
+            yield list(self._known)
+
+    async def _follow(
+        self, url: str, path: str, body: bytes, answer: type[T], timeout: float, tried: dict[str, str]
+    ) -> T:
+        at, trusted = url, True
+        for _ in range(HOPS + 1):
+            if tried.get(at):
+                raise _NextError(f"redirects to {at}, which failed")
+            status, headers, data = await self._send(at, path, body, timeout, tried, trusted=trusted)
+            if status not in (307, 308):
+                result = self._judge(status, headers, data, answer)
+                self.leader = at if trusted else ""
+                return result
+            at, trusted = self._redirected(at, headers.get("Location", ""))
+        raise _NextError(f"more than {HOPS} redirects")
+
+    async def _send(
+        self, url: str, path: str, body: bytes, timeout: float, tried: dict[str, str], *, trusted: bool
+    ) -> tuple[int, dict[str, str], bytes]:
+        headers = {"Content-Type": "application/json"}
+        if trusted and self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
+        try:
+            async with self._open().post(
+                URL(url + path, encoded=True), data=body, headers=headers, timeout=limits, allow_redirects=False
+            ) as response:
+                data = bytearray()
+                async for chunk in response.content.iter_any():
+                    data += chunk
+                    if len(data) > BODY_LIMIT:
+                        raise _NextError("an answer that is too long")
+                return response.status, {k.title(): v for k, v in response.headers.items()}, bytes(data)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            why = str(error) or type(error).__name__
+            tried[url] = why
+            raise _NextError(why) from error
+
+    def _judge(self, status: int, headers: dict[str, str], data: bytes, answer: type[T]) -> T:
+        if status == 200:
+            try:
+                return msgspec.json.decode(data, type=answer)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise _NextError(f"an answer that cannot be read: {error}") from error
+        try:
+            problem = msgspec.json.decode(data, type=Problem)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            # Something else may listen at that port: only a coordinator's own refusal ends the search.
+            raise _NextError(f"HTTP {status}", _retry_after(headers)) from None
+        if status == 401:
+            self._token = read_token(self._settings.token_file, self._token)
+        if status == 400:
+            raise InvalidInput(problem.field or "request", problem.value, problem.accepted or problem.error)
+        if status in _DEFINITE:
+            raise _DEFINITE[status](problem.error)
+        raise _NextError(f"HTTP {status}: {problem.error}", _retry_after(headers))
+
+    def _redirected(self, at: str, location: str) -> tuple[str, bool]:
+        try:
+            target, here = URL(location), URL(at)
+            target = here.join(target)
+            port = target.port
+        except ValueError as error:
+            raise _NextError(f"redirects to {location[:100]!r}") from error
+        if target.scheme not in ("http", "https") or not target.host or not port:
+            raise _NextError(f"redirects to {location[:100]!r}")
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        url = f"{target.scheme}://{host}:{port}"
+        # The token goes to hosts that discovery names, never to whatever an answer points at.
+        trusted = url in self._known or url in self._settings.coordinators
+        if not trusted and self._token:
+            _log.warning("redirected to a host that discovery does not name; asked without the token", url=url)
+        return url, trusted
+
+    def _open(self) -> aiohttp.ClientSession:
+        # Made at the first request, because a session belongs to the loop that is running then.
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=8, keepalive_timeout=90)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+
+def read_token(path: str, otherwise: str = "") -> str:
+    """The shared token in a file, ``""`` without a file. Raises ``InvalidInput`` unless there is an ``otherwise``."""
+    if not path:
+        return ""
+    try:
+        token = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        if otherwise:
+            return otherwise
+        raise InvalidInput("token_file", path, f"a readable text file ({error})") from error
+    if not token.isprintable() or not token:
+        raise InvalidInput("token_file", path, "a file with one printable word")
+    return token
+
+
+def _retry_after(headers: dict[str, str]) -> float:
+    text = headers.get("Retry-After", "").strip()
+    return min(float(text), RETRY_AFTER_LIMIT) if text.isascii() and text.isdigit() else 0.0

@@ -1,0 +1,153 @@
+"""Hook folders: every executable file in name order, each with a timeout and a process group of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+OUTPUT_KEPT = 4096
+"""Bytes of output kept of one program: its end, where errors are."""
+PIPE_GRACE = 0.3
+"""Seconds that a program's forked children may keep its output open after it ended."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a program ended. ``code`` is its exit code, negative for a signal, None for a timeout or a failed start."""
+
+    code: int | None
+    output: str
+    problem: str = ""
+
+
+class HookOutcome(msgspec.Struct, frozen=True):
+    """How a hook folder ended: ``detail`` is for the event (bounded), and says which hook failed and why."""
+
+    ok: bool
+    detail: str = ""
+
+
+def listed(folder: Path) -> list[Path]:
+    """The folder's executable regular files in name order; hidden files and editors' copies (``~``) are left out."""
+    try:
+        found = sorted(folder.iterdir(), key=lambda path: path.name)
+    except OSError:
+        return []
+    return [
+        path
+        for path in found
+        if not path.name.startswith(".") and not path.name.endswith("~") and path.is_file() and os.access(path, os.X_OK)
+    ]
+
+
+async def run_hooks(folder: Path, timeout: float, environ: Mapping[str, str]) -> HookOutcome:
+    """Runs the folder's hooks until one fails; ``timeout`` is per hook (seconds). A missing folder is empty."""
+    told: list[str] = []
+    for path in listed(folder):
+        if path.stat().st_mode & stat.S_IWOTH:
+            outcome = Outcome(None, "", "is writable by everyone, not run")
+        else:
+            outcome = await run_program([str(path)], timeout, {**environ, "REBOOTD_HOOK": folder.name})
+        text = f"{folder.name}/{path.name}: {outcome.problem or 'ok'}" + (
+            f": {outcome.output}" if outcome.output else ""
+        )
+        if outcome.problem:
+            return HookOutcome(ok=False, detail=text)
+        told.append(text)
+    return HookOutcome(ok=True, detail="\n".join(told)[-OUTPUT_KEPT:])
+
+
+async def run_program(command: list[str], timeout: float, environ: Mapping[str, str]) -> Outcome:
+    """Runs one program to its end, with nothing to read and its output captured, text or not.
+
+    After ``timeout`` seconds, and when the caller is cancelled, its whole process group is killed, children too.
+    """
+    output = _Output()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output.writer,
+            stderr=output.writer,
+            start_new_session=True,
+            env=dict(environ),
+        )
+    except (OSError, ValueError) as error:
+        output.close()
+        return Outcome(None, "", f"cannot be started: {error}")
+    problem = ""
+    try:
+        output.start()
+        code: int | None = await asyncio.wait_for(process.wait(), timeout)
+        await output.ended(PIPE_GRACE)
+    except TimeoutError:
+        code, problem = None, f"killed after {timeout:g} s"
+        _kill_group(process.pid)
+        await process.wait()
+        await output.ended(PIPE_GRACE)
+    except asyncio.CancelledError:
+        _kill_group(process.pid)
+        raise
+    finally:
+        output.close()
+    if code:
+        problem = f"exit code {code}" if code > 0 else f"ended by signal {-code}"
+    return Outcome(code, _readable(bytes(output.kept)), problem)
+
+
+class _Output:
+    """A pipe of our own, since asyncio's would make waiting for the program wait for its forked children too."""
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._reader, False)
+        self.kept = bytearray()
+        self._eof = asyncio.Event()
+
+    def start(self) -> None:
+        os.close(self.writer)
+        self.writer = -1
+        asyncio.get_running_loop().add_reader(self._reader, self._read)
+
+    def _read(self) -> None:
+        try:
+            chunk = os.read(self._reader, 65536)
+        except BlockingIOError:
+            return
+        if chunk:
+            self.kept += chunk
+            del self.kept[:-OUTPUT_KEPT]
+        else:
+            asyncio.get_running_loop().remove_reader(self._reader)
+            self._eof.set()
+
+    async def ended(self, timeout: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._eof.wait(), timeout)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._reader)
+        os.close(self._reader)
+        if self.writer >= 0:
+            os.close(self.writer)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _readable(data: bytes) -> str:
+    text = data.decode("utf-8", "replace")
+    return "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text.expandtabs()
+    ).strip()

@@ -1,0 +1,117 @@
+"""The host itself: which boot this is, for how long it runs, and the one command that ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rebootd.core.errors import InvalidInput, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rebootd.agent.settings import AgentSettings
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
+OUTPUT_KEPT = 2000
+
+# The marker is made by the process that becomes the reboot command, and mkdir fails if it is there: whoever is killed
+# when, the command is executed at most once per boot_id, and an agent that starts again can tell whether it was.
+_ONCE = 'mkdir -- "$0" || exit 113; exec "$@"'
+
+
+class Host:
+    """What the agent asks of its host. Files are read anew at each call, so a demo can fake a host with its own."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+
+    def boot_id(self) -> str:
+        """The id of the present boot. Raises ``InvalidInput`` when it cannot be read."""
+        return _read_id("boot_id_file", self._settings.boot_id_file)
+
+    def machine_id(self) -> str:
+        """The id that stays with this installation. Raises ``InvalidInput`` when it cannot be read."""
+        return _read_id("machine_id_file", self._settings.machine_id_file)
+
+    def kernel(self) -> str:
+        """The release of the running kernel."""
+        return self._settings.kernel or os.uname().release
+
+    @staticmethod
+    def hostname() -> str:
+        """The host's name without its domain."""
+        return socket.gethostname().partition(".")[0]
+
+    @staticmethod
+    def boottime() -> float:
+        """Seconds since the boot, suspension included (CLOCK_BOOTTIME); never set back."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    @staticmethod
+    def now() -> float:
+        """Seconds since the Unix epoch."""
+        return time.time()
+
+    def _marker(self, boot_id: str) -> Path:
+        return Path(self._settings.state_dir) / f"reboot-{boot_id}.started"
+
+    def reboot_started(self, boot_id: str) -> bool:
+        """Whether the reboot command was executed in this boot."""
+        return self._marker(boot_id).exists()
+
+    def forget_markers(self, boot_id: str) -> None:
+        """Removes the markers of earlier boots."""
+        for marker in Path(self._settings.state_dir).glob("reboot-*.started"):
+            if marker != self._marker(boot_id):
+                try:
+                    marker.rmdir()
+                except OSError:
+                    continue
+
+    async def reboot(self, boot_id: str, environ: Mapping[str, str]) -> asyncio.subprocess.Process:
+        """Starts the reboot command; at most one is ever executed per boot_id.
+
+        It runs in a session of its own and writes to a file, so that it outlives the agent. Raises ``Refused`` when
+        it cannot be started.
+        """
+        command = self._settings.reboot_command
+        try:
+            with (Path(self._settings.state_dir) / "reboot.out").open("wb") as output:
+                return await asyncio.create_subprocess_exec(
+                    "/bin/sh",
+                    "-c",
+                    _ONCE,
+                    str(self._marker(boot_id)),
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    env=dict(environ),
+                )
+        except OSError as error:
+            raise Refused(f"the reboot command {' '.join(command)!r} cannot be started: {error}") from error
+
+    def reboot_output(self) -> str:
+        """The end of what the reboot command wrote."""
+        try:
+            data = (Path(self._settings.state_dir) / "reboot.out").read_bytes()
+        except OSError:
+            return ""
+        return data[-OUTPUT_KEPT:].decode("utf-8", "replace").strip()
+
+
+def _read_id(field: str, path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="ascii", errors="replace").strip()
+    except OSError as error:
+        raise InvalidInput(field, path, f"a readable file ({error.strerror})") from error
+    if not _ID.fullmatch(text):
+        raise InvalidInput(field, text[:80], "a file that holds one id of letters, digits and dashes")
+    return text

@@ -1,0 +1,214 @@
+"""The agent's settings, in three stages: fragments (YAML files), inputs (environment, flags), validated settings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import msgspec
+import yaml
+
+from rebootd.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+DEFAULT_CONFIG = "/etc/rebootd/agent.yaml"
+ENV_PREFIX = "REBOOTD_AGENT_"
+NAME_ACCEPTED = "letters, digits, '.', '_' and '-', at most 128, beginning with a letter or digit"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
+
+
+class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the agent can be told. Durations are seconds, files and folders are paths, ``""`` means not given.
+
+    ``name``: the machine's name; not given, it is the node name of the local Consul agent (``mark: agent``) or the
+    host's name. ``consul``: address of the Consul to talk to; not given, Consul's own environment variables, else
+    ``127.0.0.1:8500``. ``mark``: where the out mark goes: ``agent`` (local Consul agent), ``catalog`` (for hosts
+    without one) or ``none``. ``dns``: DNS servers to ask in order, each ``address:port`` or ``system``.
+    ``coordinators``: URLs that replace discovery (tests, a fleet without Consul DNS). ``detect``: which sources say
+    whether a reboot is required: ``file``, ``kernel``, ``command``. ``kernel``: told instead of the running one.
+    """
+
+    name: str = ""
+    rack: str = ""
+    chassis: str = ""
+    labels: dict[str, str] = {}
+    kernel: str = ""
+    machine_id_file: str = "/etc/machine-id"
+    boot_id_file: str = "/proc/sys/kernel/random/boot_id"
+    state_dir: str = "/var/lib/rebootd"
+    run_dir: str = "/run/rebootd"
+    hooks_dir: str = "/etc/rebootd"
+    consul: str = ""
+    consul_token_file: str = ""
+    mark: str = "agent"
+    mark_timeout: Seconds = 120
+    dns: tuple[str, ...] = ("127.0.0.1:8600", "system")
+    dns_timeout: Seconds = 2
+    domain: str = "consul"
+    service: str = "rebootd"
+    scheme: str = "http"
+    coordinators: tuple[str, ...] = ()
+    token_file: str = ""
+    wait_out: Seconds = 5
+    wait_idle: Seconds = 60
+    answer_grace: Seconds = 5
+    fresh_boot: Annotated[float, msgspec.Meta(ge=0)] = 600
+    hook_timeout: Seconds = 300
+    recheck: Seconds = 60
+    reboot_command: tuple[str, ...] = ("systemctl", "reboot")
+    reboot_timeout: Seconds = 300
+    detect: tuple[str, ...] = ("file", "kernel")
+    detect_every: Seconds = 60
+    reboot_required_file: str = "/run/reboot-required"
+    kernel_dirs: tuple[str, ...] = ("/boot", "/lib/modules")
+    detect_command: tuple[str, ...] = ()
+    detect_timeout: Seconds = 30
+    textfile: str = ""
+
+    @property
+    def journal(self) -> Path:
+        """Where the journal is."""
+        return Path(self.state_dir) / "journal.json"
+
+    @property
+    def state_file(self) -> Path:
+        """Where the state file is, which ``rebootd agent status`` shows."""
+        return Path(self.run_dir) / "agent.json"
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "mark": ("agent", "catalog", "none"),
+    "scheme": ("http", "https"),
+    "detect": ("file", "kernel", "command"),
+}
+_NEEDED = ("boot_id_file", "machine_id_file", "state_dir", "run_dir", "service", "domain", "reboot_command", "dns")
+
+
+def fragments(config: str | Path) -> dict[str, Any]:
+    """Stage one: ``config`` and, in name order, every ``*.yaml`` in the folder ``<its stem>.d`` beside it.
+
+    Later files win, field by field. A missing file is an empty fragment. Raises ``InvalidInput``.
+    """
+    path = Path(config)
+    merged: dict[str, Any] = {}
+    for file in (path, *sorted(path.with_suffix(".d").glob("*.yaml"))):
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InvalidInput(str(file), " ".join(str(error).split()), "a readable YAML file") from error
+        if content is None:
+            continue
+        if not isinstance(content, dict):
+            raise InvalidInput(str(file), content, "a mapping of settings")
+        merged.update({str(name): value for name, value in content.items()})
+    return merged
+
+
+def inputs(environ: Mapping[str, str], flags: Mapping[str, object], sets: Iterable[str] = ()) -> dict[str, Any]:
+    """Stage two: ``REBOOTD_AGENT_<FIELD>``, then ``--set field=value``, then flags that were given (not None).
+
+    Values from the environment and of ``--set`` are read as YAML, so lists and maps can be written inline. An unknown
+    variable with the prefix is an error, as a misspelled field would be.
+    """
+    found: dict[str, Any] = {}
+    for variable, text in sorted(environ.items()):
+        if variable.startswith(ENV_PREFIX):
+            found[variable.removeprefix(ENV_PREFIX).lower()] = _value(variable, text)
+    for item in sets:
+        field, separator, text = item.partition("=")
+        if not separator:
+            raise InvalidInput("--set", item, "field=value")
+        found[field.strip()] = _value(field, text)
+    found.update({name: value for name, value in flags.items() if value is not None})
+    return found
+
+
+def validate(values: Mapping[str, Any]) -> AgentSettings:
+    """Stage three: the settings, or ``InvalidInput`` with field, value and what is accepted."""
+    hints = get_type_hints(AgentSettings, include_extras=True)
+    checked: dict[str, Any] = {}
+    for field, value in values.items():
+        if field not in hints:
+            raise InvalidInput(field, value, f"one of the settings {', '.join(sorted(hints))}")
+        checked[field] = _convert(field, value, hints[field])
+    for field, accepted in _CHOICES.items():
+        chosen = checked.get(field)
+        for one in chosen if isinstance(chosen, tuple) else (chosen,):
+            if one is not None and one not in accepted:
+                raise InvalidInput(field, one, f"one of {', '.join(accepted)}")
+    for field in _NEEDED:
+        if field in checked and not checked[field]:
+            raise InvalidInput(field, checked[field], "a value that is not empty")
+    settings = AgentSettings(**checked)
+    _cross_check(settings)
+    return settings
+
+
+def load(
+    config: str | Path, environ: Mapping[str, str], flags: Mapping[str, object], sets: Iterable[str] = ()
+) -> AgentSettings:
+    """All three stages. Raises ``InvalidInput``; an explicitly named config file has to exist."""
+    if str(config) != DEFAULT_CONFIG and not Path(config).is_file():
+        raise InvalidInput("config", str(config), "an existing file")
+    return validate(fragments(config) | inputs(environ, flags, sets))
+
+
+def _cross_check(settings: AgentSettings) -> None:
+    for field in ("name", "rack", "chassis"):
+        value = getattr(settings, field)
+        if value and not _NAME.fullmatch(value):
+            raise InvalidInput(field, value, NAME_ACCEPTED)
+    for server in settings.dns:
+        if server != "system":
+            split_server(server)
+    for url in settings.coordinators:
+        if not re.fullmatch(r"https?://[^/?#@\s]+", url.rstrip("/")):
+            raise InvalidInput("coordinators", url, "URLs such as http://10.0.0.1:8473")
+    if "command" in settings.detect and not settings.detect_command:
+        raise InvalidInput("detect_command", "", "a command, since detect names 'command'")
+
+
+def split_server(server: str) -> tuple[str, int]:
+    """Address and port of a DNS server written ``address:port`` or ``[address]:port``. Raises ``InvalidInput``."""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):(\d{1,5})", server)
+    if not match or not 0 < int(match[3]) < 65536:
+        raise InvalidInput("dns", server, "address:port such as 127.0.0.1:8600, or system")
+    return match[1] or match[2], int(match[3])
+
+
+def _value(field: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError as error:
+        raise InvalidInput(field, text, "a YAML value") from error
+
+
+def _convert(field: str, value: object, hint: Any) -> Any:
+    # A number written for a word (rack: 7) is meant as a word; the other way round is a mistake.
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if hint == tuple[str, ...] and isinstance(value, str):
+        value = value.split()
+    if hint == dict[str, str] and isinstance(value, dict):
+        value = {str(k): str(v) if isinstance(v, int | float) else v for k, v in value.items()}
+    try:
+        return msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(field, value, _accepted(hint, str(error))) from error
+
+
+def _accepted(hint: Any, error: str) -> str:
+    if hint is str:
+        return "a text"
+    if hint == tuple[str, ...]:
+        return "a list of texts"
+    if hint == dict[str, str]:
+        return "a map of texts"
+    return f"a number of seconds ({error})"

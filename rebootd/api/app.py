@@ -1,0 +1,123 @@
+"""The HTTP application of a daemon: its routes, and what an error becomes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from rebootd.api import machines, operator, stream
+from rebootd.api.bodies import problem
+from rebootd.api.door import DOOR, Door
+from rebootd.core.errors import (
+    Denied,
+    InvalidInput,
+    NotFound,
+    OutcomeUnknown,
+    RebootdError,
+    Refused,
+    StoreError,
+    Unauthorized,
+)
+from rebootd.core.wire import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from rebootd.coordinator.desk import Office
+
+MAX_BODY = 256 * 1024
+"""Bytes of any request's body; reports and permits have less (see machines)."""
+
+log = structlog.get_logger(__name__)
+
+
+def make_app(office: Office, *, token: str = "", metrics: Callable[[], bytes] | None = None) -> web.Application:
+    """The application. ``token`` "" asks for none; ``metrics`` renders what ``GET /metrics`` answers."""
+    door = Door(office, token=token, metrics=metrics)
+    app = web.Application(middlewares=[_front(door)], client_max_size=MAX_BODY)
+    app[DOOR] = door
+    app.router.add_get("/healthz", _healthz)
+    app.router.add_get("/metrics", _metrics)
+    # Machine routes come first: aiohttp looks through them in order, and they are nearly all of the traffic.
+    machines.add_routes(app)
+    stream.add_routes(app)
+    operator.add_routes(app)
+    return app
+
+
+async def _healthz(_request: web.Request) -> web.Response:
+    return web.json_response({"status": "ok"})
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    render = request.app[DOOR].metrics
+    if render is None:
+        raise NotFound("this daemon keeps no metrics")
+    return web.Response(body=render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _front(door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """The only middleware: authentication before, and errors turned into problems after."""
+
+    @web.middleware
+    async def front(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            door.admit(request)
+            return await handler(request)
+        except RebootdError as error:
+            return _answer_error(error)
+        except web.HTTPException as error:
+            return _answer_http(error, request)
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise
+        except Exception:
+            # The last resort of a server: a mistake in one route must not end the leader.
+            log.exception("request failed", method=request.method, path=request.path[:200])
+            return problem(500, Problem(error="a mistake in rebootd itself: its log has the details"))
+
+    return front
+
+
+def _answer_error(error: RebootdError) -> web.Response:
+    match error:
+        case InvalidInput():
+            said = Problem(error=str(error), field=error.field, value=_short(error.value), accepted=error.accepted)
+            return problem(400, said)
+        case Unauthorized():
+            return problem(401, Problem(error=str(error)), {"WWW-Authenticate": "Bearer"})
+        case NotFound():
+            return problem(404, Problem(error=str(error)))
+        case Refused():
+            return problem(409, Problem(error=str(error)))
+        case OutcomeUnknown():
+            what = "the store did not say whether it was done, and it may still be: look before you ask again"
+        case Denied():
+            what = f"the store refused for lack of permission (ACL): {error}"
+        case StoreError():
+            what = f"the store cannot be used: {error}"
+        case _:
+            what = str(error)
+    return problem(503, Problem(error=what), {"Retry-After": "1"})
+
+
+def _answer_http(error: web.HTTPException, request: web.Request) -> web.StreamResponse:
+    what = f"{error.reason}: {request.method} {request.path[:200]}"
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+    if error.status == 404:
+        what = f"no such route: {request.method} {request.path[:200]}"
+    elif error.status == 405:
+        what = f"{request.method} is not for {request.path[:200]}; it takes {error.headers.get('Allow', '')}"
+    elif error.status == 413:
+        what = f"the body is too large: {error.text}"
+    return problem(error.status, Problem(error=what), headers)
+
+
+def _short(value: object) -> str:
+    shown = value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."

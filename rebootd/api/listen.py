@@ -1,0 +1,124 @@
+"""Where a daemon may listen, and the server itself.
+
+Until certificates protect the wire, a daemon listens on loopback only, or asks every caller for a shared token that it
+reads from a file; anything else is refused at start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import resource
+import stat
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+from rebootd.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEFAULT_PORT = 8473
+BACKLOG = 4096
+"""Connections that may wait to be accepted: after a power loss a whole data center calls at once."""
+GRACE = 0.1
+"""Seconds that running requests are given when the server stops; agents that wait are to leave at once."""
+MAX_TOKEN_FILE = 4096
+
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]*))(?::(?P<port>[0-9]{1,5}))?")
+_TOKEN = re.compile(r"[!-~]{1,1024}")
+_ACCEPTED = "host:port, such as 127.0.0.1:8473 or [::1]:8473 (port 0 takes a free one)"
+
+
+class Listen(msgspec.Struct, frozen=True):
+    """Where to listen and the token to ask for (``""``: none, which is only so on loopback)."""
+
+    host: str
+    port: int
+    token: str = ""
+
+
+def parse_listen(address: str, token_file: Path | None = None) -> Listen:
+    """The start rules. Raises InvalidInput for a bad address or token file, and for an address that
+    others can reach without a token file.
+    """
+    match = _ADDRESS.fullmatch(address.strip())
+    if match is None or not address.strip():
+        raise InvalidInput("listen", address, _ACCEPTED)
+    host = match["six"] or match["host"] or "0.0.0.0"
+    port = int(match["port"]) if match["port"] else DEFAULT_PORT
+    if port > 65535:
+        raise InvalidInput("listen", address, _ACCEPTED)
+    token = read_token(token_file) if token_file is not None else ""
+    if not token and not is_loopback(host):
+        accepted = "a loopback address (127.0.0.1, ::1, localhost), or --token-file beside any other"
+        raise InvalidInput("listen", address, accepted)
+    return Listen(host, port, token)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``. A name other than localhost never counts."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(path: Path, field: str = "token-file") -> str:
+    """The token in a file that other users of the host cannot read. Raises InvalidInput."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TOKEN_FILE:
+            raise InvalidInput(field, str(path), f"a regular file of at most {MAX_TOKEN_FILE} bytes")
+        if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            mode = stat.S_IMODE(status.st_mode)
+            raise InvalidInput(field, f"{path} (mode {mode:04o})", "a file that others cannot read: chmod 600")
+        token = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise InvalidInput(field, str(path), f"a file that can be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        token = ""
+    if not _TOKEN.fullmatch(token):
+        raise InvalidInput(field, str(path), "a file with one token of 1 to 1024 printable ASCII characters")
+    return token
+
+
+class Serving:
+    """A server that runs. ``url`` is where it can be reached, by its bound address."""
+
+    def __init__(self, runner: web.AppRunner, host: str, port: int) -> None:
+        self._runner = runner
+        self.port = port
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def close(self) -> None:
+        """Stops listening, gives running requests ``GRACE`` seconds, and ends them."""
+        await self._runner.cleanup()
+
+
+async def serve(app: web.Application, host: str, port: int) -> Serving:
+    """Serves ``app``. Raises OSError when the address cannot be bound."""
+    lift_open_files()
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=GRACE, keepalive_timeout=75.0
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+    except OSError:
+        await runner.cleanup()
+        raise
+    return Serving(runner, host, int(runner.addresses[0][1]))
+
+
+def lift_open_files() -> None:
+    """Raises the soft limit of open files to the hard one: each waiting agent holds a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,73 @@
+"""The two routes that machines call: report-and-wait, and the permit. Kept lean: they are nearly all of the traffic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rebootd.api.bodies import answer, decode, read
+from rebootd.api.door import DOOR, to_the_end
+from rebootd.core.errors import InvalidInput, NotLeader
+from rebootd.core.inputs import parse_name, parse_token
+from rebootd.core.wire import PermitRequest, Report
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from rebootd.coordinator.desk import Desk
+
+MAX_REPORT = 64 * 1024
+"""Bytes of a report's or a permit request's body."""
+LARGEST = 2**53
+"""Indexes and epochs stay below what every JSON reader keeps exactly."""
+
+_reports = msgspec.json.Decoder(Report)
+_permits = msgspec.json.Decoder(PermitRequest)
+
+
+def add_routes(app: web.Application) -> None:
+    """Adds the machine routes."""
+    app.router.add_post("/v1/machines/{name}/report", _report)
+    app.router.add_post("/v1/machines/{name}/permit", _permit)
+
+
+async def _report(request: web.Request) -> web.StreamResponse:
+    report = decode(_reports, await read(request, MAX_REPORT))
+    _check_name(request, report.name)
+    if not 0 <= report.index < LARGEST:
+        raise InvalidInput("index", report.index, "the index of the last answer, or 0")
+    if not 0 <= report.wait <= 3600:
+        raise InvalidInput("wait", report.wait, "seconds from 0 to 3600")
+    door = request.app[DOOR]
+    desk = door.office.desk()
+    if desk is not None:
+        try:
+            return answer(await desk.report(report))
+        except NotLeader:
+            pass  # It ended meanwhile: the long way finds the next leader.
+
+    async def act(desk: Desk) -> web.StreamResponse:
+        return answer(await desk.report(report))
+
+    return await door.lead(request, act, report.wait)
+
+
+async def _permit(request: web.Request) -> web.StreamResponse:
+    asked = decode(_permits, await read(request, MAX_REPORT))
+    _check_name(request, asked.name)
+    parse_token(asked.nonce, "nonce")
+    if not 0 <= asked.epoch < LARGEST:
+        raise InvalidInput("epoch", asked.epoch, "the epoch of the directive")
+
+    async def act(desk: Desk) -> web.StreamResponse:
+        # A permit that is being committed goes on to its end, also when its agent hangs up.
+        return answer(await to_the_end(desk.permit(asked)))
+
+    return await request.app[DOOR].lead(request, act)
+
+
+def _check_name(request: web.Request, name: str) -> None:
+    if name != request.match_info["name"]:
+        raise InvalidInput("name", name, f"the name in the path, {request.match_info['name'][:128]!r}")
+    parse_name(name, "name")

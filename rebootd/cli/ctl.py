@@ -1,0 +1,130 @@
+"""``rebootctl``: what operators type."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from rebootd import __version__
+from rebootd.cli.ctl_client import BAD_INPUT, Client, Trouble, read_servers
+from rebootd.cli.ctl_common import Ctl, CtlGroup, whoami
+
+INTERRUPTED = 130
+
+
+@click.group(
+    cls=CtlGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""\b
+Exit codes: 0 done; 1 refused, failed or not found; 2 bad input;
+            3 no daemon or no leader can be reached; 130 stopped with Ctrl-C.
+
+\b
+Example:
+  rebootctl cycle start kernel-6.12.9 --selector role=web --target kernel=6.12.9
+  rebootctl cycle watch kernel-6.12.9
+
+Emergency stop without rebootctl: consul kv put rebootd/control/halt "reason"
+""",
+)
+@click.option(
+    "--server",
+    envvar="REBOOTD_ADDR",
+    default="http://127.0.0.1:8473",
+    show_default=True,
+    metavar="URL",
+    help="A daemon, or several separated by commas; the leader is found from any of them. "
+    "srv:NAME[@DNS-SERVER:PORT] looks them up in DNS. Environment: REBOOTD_ADDR.",
+)
+@click.option(
+    "--token-file",
+    envvar="REBOOTD_TOKEN_FILE",
+    type=click.Path(path_type=Path),
+    help="The file with the shared token, if daemons ask for one. Environment: REBOOTD_TOKEN_FILE.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.5, 600),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for an answer, elections included.",
+)
+@click.option("--by", envvar="REBOOTD_BY", metavar="WHO", help="Who asks, for the events. Default: user@host.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; errors too, on standard error.")
+@click.version_option(__version__, prog_name="rebootctl")
+@click.pass_context
+def cli(
+    ctx: click.Context, server: str, token_file: Path | None, timeout: float, by: str | None, as_json: bool
+) -> None:
+    """Look at and steer rebootd, which reboots a fleet safely, one rack at a time."""
+    if as_json:
+        ctx.meta["json"] = True
+
+    def make() -> Ctl:
+        # Made when a command runs, not for its --help.
+        client = Client(read_servers(server), _token(token_file), timeout)
+        return Ctl(client, by if by is not None else whoami(), "json" in ctx.meta)
+
+    ctx.obj = make
+
+
+def _token(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not ASCII"
+        raise Trouble(f"--token-file: {str(path)!r} is not accepted; expected a readable file ({reason})", BAD_INPUT) from None
+    if not token or any(c <= " " or c > "~" for c in token):
+        raise Trouble(f"--token-file: {str(path)!r} is not accepted; expected one token in it", BAD_INPUT)
+    return token
+
+
+def _register() -> None:
+    from rebootd.cli import ctl_change, ctl_cycle, ctl_look, ctl_policy
+
+    for module in (ctl_look, ctl_cycle, ctl_change, ctl_policy):
+        for command in module.COMMANDS:
+            cli.add_command(command)
+
+
+_register()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs rebootctl and exits. No error ends in a traceback."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs rebootctl; returns its exit code."""
+    try:
+        code = cli.main(arguments, prog_name="rebootctl", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except Trouble as trouble:
+        click.echo(json.dumps(trouble.problem) if _wants_json(arguments) else f"rebootctl: {trouble}", err=True)
+        return trouble.code
+    except click.ClickException as error:
+        error.show()
+        return BAD_INPUT
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us (head, less) has seen enough; without this Python complains when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    return "--json" in arguments
+
+
+if __name__ == "__main__":
+    main()

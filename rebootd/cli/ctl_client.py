@@ -1,0 +1,232 @@
+"""How rebootctl talks to daemons: plain http.client, so that it starts fast; finds the leader by redirects.
+
+Raises :class:`Trouble` for everything that can go wrong, with the exit code of the command line.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+from rebootd import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+T = TypeVar("T")
+
+FAILED, BAD_INPUT, UNREACHABLE = 1, 2, 3
+HOPS = 5
+PAUSE = 0.3
+STREAM_SILENCE = 45.0
+"""Seconds without even a heartbeat after which an event stream counts as dead."""
+
+
+class Trouble(Exception):  # noqa: N818  what went wrong is in its text
+    """A command that did not do what was asked. ``code`` is the exit code, ``problem`` the server's JSON."""
+
+    def __init__(self, text: str, code: int = FAILED, problem: Mapping[str, Any] | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.problem = dict(problem or {"error": text})
+
+
+class _NotSentError(Exception):
+    """No connection: the request never left."""
+
+
+class Client:
+    """Asks whichever of ``servers`` answers and follows it to the leader. ``timeout`` is seconds in all."""
+
+    def __init__(self, servers: Sequence[str], token: str = "", timeout: float = 10.0) -> None:
+        self._servers = list(servers)
+        self._token = token
+        self._timeout = timeout
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **query: object) -> bytes:
+        """The body of the answer. What only looks is tried again while nobody leads; a change is not,
+        once it was sent.
+        """
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return self._open(method, _target(path, query), body, deadline).read()
+            except (OSError, http.client.HTTPException) as error:
+                trouble = Trouble(f"the connection broke: {_reason(error)}", UNREACHABLE)
+                if method != "GET":
+                    raise Trouble(
+                        f"the connection broke before the answer came ({_reason(error)}): it may have been done; "
+                        "look before you ask again",
+                        UNREACHABLE,
+                    ) from None
+            except _RetryError as again:
+                trouble = again.trouble
+            if time.monotonic() + PAUSE >= deadline:
+                raise trouble
+            time.sleep(PAUSE)
+
+    def lines(self, path: str, **query: object) -> Iterator[bytes]:
+        """The lines of a stream until it ends. Heartbeats are left out."""
+        deadline = time.monotonic() + self._timeout
+        try:
+            response = self._open("GET", _target(path, query), None, deadline, silence=STREAM_SILENCE)
+            while line := response.readline():
+                if line.strip():
+                    yield line
+        except (OSError, http.client.HTTPException) as error:
+            raise Trouble(f"the stream broke: {_reason(error)}", UNREACHABLE) from None
+        except _RetryError as again:
+            raise again.trouble from None
+
+    def _open(
+        self, method: str, target: str, body: bytes | None, deadline: float, silence: float = 0.0
+    ) -> http.client.HTTPResponse:
+        """A successful response. Raises Trouble, OSError once it was sent, or _RetryError when another try is safe."""
+        tried = []
+        for server in _expand(self._servers):
+            url = server + target
+            for hop in range(HOPS):
+                try:
+                    response = self._send(method, url, body, max(0.5, deadline - time.monotonic()), silence)
+                except _NotSentError as error:
+                    tried.append(f"{url.split('/v1/')[0]}: {error}")
+                    if hop:
+                        # The leader that we were sent to is gone: there will be another one in a moment.
+                        raise _RetryError(_unreachable(tried)) from None
+                    break
+                if response.status not in {307, 308}:
+                    return _checked(response, method)
+                url = _redirect(url, response)
+            else:
+                raise _RetryError(Trouble("daemons send each other's callers in circles", UNREACHABLE))
+        raise _unreachable(tried)
+
+    def _send(
+        self, method: str, url: str, body: bytes | None, timeout: float, silence: float
+    ) -> http.client.HTTPResponse:
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+        try:
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            raise _NotSentError(_reason(error)) from None
+        headers = {"User-Agent": f"rebootctl/{__version__}"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection.request(method, url[len(f"{parts.scheme}://{parts.netloc}") :], body, headers)
+        if silence:
+            connection.sock.settimeout(silence)
+        return connection.getresponse()
+
+
+class _RetryError(Exception):
+    """Not done, and safe to try again."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(str(trouble))
+        self.trouble = trouble
+
+
+def path_of(*parts: str) -> str:
+    """``/v1/...`` of parts that may contain anything."""
+    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def read_servers(text: str) -> list[str]:
+    """``--server``: one or more addresses, separated by commas. Raises Trouble."""
+    servers = [_normal(part.strip()) for part in text.split(",") if part.strip()]
+    if not servers:
+        raise Trouble("--server: '' is not accepted; expected a URL such as http://127.0.0.1:8473", BAD_INPUT)
+    return servers
+
+
+def _normal(server: str) -> str:
+    if server.startswith("srv:"):
+        return server
+    url = server if "://" in server else f"http://{server}"
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.path in {"", "/"} and not parts.query
+        port = parts.port
+    except ValueError:
+        good, port = None, None
+    if not good or "@" in url:
+        raise Trouble(
+            f"--server: {server!r} is not accepted; expected http://host:port, or srv:<name> to look up in DNS", BAD_INPUT
+        )
+    return url.rstrip("/") if port else f"{url.rstrip('/')}:8473"
+
+
+def _expand(servers: Sequence[str]) -> Iterator[str]:
+    for server in servers:
+        if server.startswith("srv:"):
+            yield from _look_up(server.removeprefix("srv:"))
+        else:
+            yield server
+
+
+def _look_up(name: str) -> list[str]:
+    """Addresses behind an SRV name; ``name@host:port`` asks that DNS server (Consul's is on port 8600)."""
+    import dns.exception
+    import dns.resolver
+
+    name, _, server = name.partition("@")
+    try:
+        resolver = dns.resolver.Resolver(configure=not server)
+        if server:
+            host, _, port = server.partition(":")
+            resolver.nameservers, resolver.port = [host], int(port or 53)
+        resolver.lifetime = 3.0
+        found = []
+        for record in resolver.resolve(name, "SRV"):
+            addresses = resolver.resolve(record.target, "A")
+            found += [f"http://{address.address}:{record.port}" for address in addresses]
+    except (dns.exception.DNSException, ValueError, OSError) as error:
+        raise Trouble(f"DNS has no daemon under {name}: {error}", UNREACHABLE) from None
+    return found
+
+
+def _target(path: str, query: Mapping[str, object]) -> str:
+    given = {k: v for k, v in query.items() if v not in {None, ""}}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _redirect(url: str, response: http.client.HTTPResponse) -> str:
+    response.read()
+    target = response.getheader("Location", "")
+    was, will = urlsplit(url), urlsplit(target)
+    if will.scheme not in {"http", "https"} or (was.scheme == "https" and will.scheme == "http"):
+        raise Trouble(f"a daemon sent us to {target!r}, which is not followed", UNREACHABLE)
+    return target
+
+
+def _checked(response: http.client.HTTPResponse, method: str) -> http.client.HTTPResponse:
+    if response.status < 300:
+        return response
+    raw = response.read()
+    try:
+        said = json.loads(raw)
+        text = str(said["error"])
+    except (ValueError, KeyError, TypeError):
+        said, text = None, f"HTTP {response.status} {response.reason}; is this a rebootd daemon?"
+    if response.status == 503:
+        trouble = Trouble(text, UNREACHABLE, said)
+        if method == "GET":
+            raise _RetryError(trouble)
+        raise trouble
+    raise Trouble(text, BAD_INPUT if response.status in {400, 413} else FAILED, said)
+
+
+def _unreachable(tried: list[str]) -> Trouble:
+    return Trouble(f"cannot reach a daemon ({'; '.join(tried)}); name one with --server or REBOOTD_ADDR", UNREACHABLE)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,129 @@
+"""One daemon without its HTTP side: election, registration, and the leader while it leads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+import structlog
+
+from rebootd import __version__
+from rebootd.consul.election import Election
+from rebootd.coordinator.leader import Leader, LeaderSettings
+from rebootd.coordinator.records import Keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rebootd.consul.leadership import Candidate, Leadership, Tuning
+    from rebootd.coordinator.desk import Desk
+    from rebootd.coordinator.metrics import Metrics
+    from rebootd.core.decision import Decision
+    from rebootd.core.model import Snapshot
+    from rebootd.store.port import Store
+
+log = structlog.get_logger(__name__)
+
+
+def new_id() -> str:
+    """A write id: unique, so that a record tells whose write it was."""
+    return uuid.uuid4().hex
+
+
+class Daemon:
+    """Competes for leadership and leads. Implements :class:`~rebootd.coordinator.desk.Office`.
+
+    ``checks`` are the Consul checks that a leader's session hangs on.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        candidate: Candidate,
+        settings: LeaderSettings,
+        metrics: Metrics,
+        *,
+        checks: Sequence[str] = (),
+        tuning: Tuning | None = None,
+        wall: Callable[[], float] = time.time,
+        ids: Callable[[], str] = new_id,
+    ) -> None:
+        self._store = store
+        self._candidate = candidate
+        self._settings = settings
+        self._metrics = metrics
+        self._wall = wall
+        self._ids = ids
+        self._leader: Leader | None = None
+        self._leadership: Leadership | None = None
+        self.election = Election(
+            store, Keys(settings.prefix).leader, candidate, self._lead, checks=checks, tuning=tuning, wall=wall
+        )
+
+    async def run(self) -> None:
+        """Until :meth:`stop`; raises only programming errors."""
+        await self.election.run()
+
+    async def stop(self) -> None:
+        """Hands leadership over, if we have it, and ends :meth:`run`."""
+        await self.election.stop()
+
+    async def _lead(self, leadership: Leadership) -> None:
+        self._metrics.elections.inc()
+        leader = Leader(self._store, leadership, self._settings, self._metrics, wall=self._wall, new_id=self._ids)
+        self._leadership = leadership
+        try:
+            await leader.run(self._open)
+        finally:
+            self._leader = self._leadership = None
+
+    def _open(self, leader: Leader) -> None:
+        self._leader = leader
+
+    # --- the office ----------------------------------------------------------------------
+
+    def desk(self) -> Desk | None:
+        """The desk, if this daemon leads and may speak now."""
+        if self._leader is None or self._leadership is None or not self._leadership.may_speak():
+            return None
+        return self._leader
+
+    def leader_url(self) -> str:
+        """The leader's url, if another daemon leads."""
+        leader = self.election.leader
+        return leader.url if leader is not None and leader.id != self._candidate.id else ""
+
+    async def wait_leader(self, timeout: float) -> bool:
+        """Waits until this daemon has a desk or knows another leader."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        while self.desk() is None and not self.leader_url():
+            left = until - loop.time()
+            if left <= 0:
+                return False
+            known = self.election.leader
+            # Between winning and an open desk lies the load of the fleet: nobody tells of its end but the desk itself.
+            await self.election.wait_change(known, min(left, 0.1))
+        return True
+
+    def describe(self) -> dict[str, object]:
+        """This daemon in a few words."""
+        leader = self._leader
+        seen = self.election.leader
+        return {
+            "id": self._candidate.id,
+            "url": self._candidate.url,
+            "node": self._candidate.node,
+            "version": __version__,
+            "leading": leader is not None,
+            "epoch": leader.epoch if leader is not None else 0,
+            "leader": seen.id if seen is not None else "",
+            "alarms": leader.alarms if leader is not None else [],
+        }
+
+    def look(self) -> tuple[Snapshot, Decision, int] | None:
+        """What the metrics show: snapshot, decision, waiting agents; None while we do not lead."""
+        leader = self._leader
+        return (leader.snapshot(), leader.decision(), leader.waiting) if leader is not None else None

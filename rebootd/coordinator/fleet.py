@@ -1,0 +1,240 @@
+"""The fleet in the leader's memory: every record with its index, and what the machines say.
+
+It is loaded once after the election and then follows the leader's own commits; the small prefixes
+are watched besides, since people and other tools write them too. A large prefix is never watched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rebootd.coordinator.records import T, decode
+from rebootd.core.errors import InvalidInput
+from rebootd.core.model import (
+    Aside,
+    Cycle,
+    Halt,
+    Hold,
+    Machine,
+    Observation,
+    OpenWindow,
+    RackLock,
+    RackRecord,
+    Snapshot,
+)
+from rebootd.core.policy import DEFAULT_POLICY, parse_policy
+from rebootd.core.wire import DirectiveKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rebootd.coordinator.records import Keys
+    from rebootd.core.policy import Policy
+    from rebootd.core.wire import PermitRequest, Report
+    from rebootd.store.port import Entry, Session
+
+
+class Fleet:
+    """Mutable, owned by one leadership. Only the leader's loop writes to it, between awaits."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.keys = keys
+        self.index: dict[str, int] = {}
+        self.machines: dict[str, Machine] = {}
+        self.cycles: dict[str, Cycle] = {}
+        self.machine_holds: dict[str, Hold] = {}
+        self.rack_holds: dict[str, Hold] = {}
+        self.windows: dict[str, OpenWindow] = {}
+        self.halt: Halt | None = None
+        self.policy: Policy = DEFAULT_POLICY
+        self.policy_text = ""
+        self.asides: dict[str, Aside] = {}
+        self.rack_records: dict[str, RackRecord] = {}
+        self.lock_holders: dict[str, str] = {}
+        self.sessions: dict[str, Session] = {}
+        self.observed: dict[str, Observation] = {}
+        self.asking: dict[str, PermitRequest] = {}
+        self.conflicts: dict[str, str] = {}
+        self.catalog: dict[str, str] = {}
+        self.faults: dict[str, str] = {}
+        self.alarms: dict[str, str] = {}
+
+    # --- what the store says -------------------------------------------------------------
+
+    def absorb(self, entry: Entry, now: float) -> None:
+        """Takes over one key as read or as written by us; older news than what is known is ignored."""
+        known = self.index.get(entry.key, 0)
+        if entry.modify_index < known or (entry.modify_index == known and not entry.key.endswith("/.lock")):
+            return
+        self.index[entry.key] = entry.modify_index
+        self._place(entry.key, entry, now)
+
+    def forget(self, key: str, now: float) -> None:
+        """The key is gone."""
+        if self.index.pop(key, None) is not None:
+            self._place(key, None, now)
+
+    def absorb_prefix(self, prefix: str, entries: Iterable[Entry], index: int, now: float) -> None:
+        """Takes over a whole small prefix as read at ``index``; keys that are missing are gone."""
+        seen = set()
+        for entry in entries:
+            seen.add(entry.key)
+            self.absorb(entry, now)
+        gone = [k for k, at in self.index.items() if k.startswith(prefix) and k not in seen and at <= index]
+        for key in gone:
+            self.forget(key, now)
+
+    def _place(self, key: str, entry: Entry | None, now: float) -> None:
+        keys = self.keys
+        if key.startswith(keys.machines):
+            self._machine(key.removeprefix(keys.machines), entry, now)
+        elif key.startswith(keys.cycles):
+            _put(self, self.cycles, key.removeprefix(keys.cycles), entry, Cycle)
+        elif key.startswith(keys.holds + "machine/"):
+            self._hold("machine", key.removeprefix(keys.holds + "machine/"), entry, now)
+        elif key.startswith(keys.holds + "rack/"):
+            self._hold("rack", key.removeprefix(keys.holds + "rack/"), entry, now)
+        elif key.startswith(keys.windows):
+            _put(self, self.windows, key.removeprefix(keys.windows), entry, OpenWindow)
+        elif key == keys.halt:
+            self.halt = _halt(entry.value, now) if entry is not None else None
+        elif key == keys.policy:
+            self._policy(entry)
+        elif key.startswith(keys.racks):
+            self._rack(key.removeprefix(keys.racks), entry)
+
+    def _machine(self, name: str, entry: Entry | None, now: float) -> None:
+        self.asides.pop(name, None)
+        if entry is None:
+            self.machines.pop(name, None)
+            return
+        try:
+            machine = decode(entry.value, Machine)
+            if machine.name != name:
+                raise msgspec.ValidationError(f"the name inside is {machine.name!r}")  # noqa: TRY301  # one handler below
+        except msgspec.MsgspecError as error:
+            kept = self.machines.pop(name, None)
+            rack = kept.rack if kept else self.catalog.get(name, "")
+            self.asides[name] = Aside(name=name, rack=rack, error=str(error), since=now)
+        else:
+            self.machines[name] = machine
+
+    def _hold(self, kind: str, name: str, entry: Entry | None, now: float) -> None:
+        holds = self.machine_holds if kind == "machine" else self.rack_holds
+        if entry is None:
+            holds.pop(name, None)
+            return
+        try:
+            holds[name] = decode(entry.value, Hold)
+        except msgspec.MsgspecError:
+            # Whatever stands there, somebody wanted a hold: what is unknown is not safe.
+            reason = entry.value.decode(errors="replace")[:200]
+            holds[name] = Hold(kind=kind, name=name, since=now, reason=reason)
+
+    def _policy(self, entry: Entry | None) -> None:
+        self.faults.pop("policy", None)
+        self.policy_text = entry.value.decode(errors="replace") if entry is not None else ""
+        try:
+            self.policy = parse_policy(self.policy_text) if entry is not None else DEFAULT_POLICY
+        except InvalidInput as error:
+            # The last good policy keeps judging what comes back; nothing new goes out.
+            self.faults["policy"] = f"the policy in the store cannot be read: {error}"
+
+    def _rack(self, rest: str, entry: Entry | None) -> None:
+        rack, _, what = rest.rpartition("/")
+        if what == ".lock":
+            if entry is not None and entry.session:
+                self.lock_holders[rack] = entry.session
+            else:
+                self.lock_holders.pop(rack, None)
+        elif what == "record":
+            self.faults.pop(f"rack {rack}", None)
+            if entry is None:
+                self.rack_records.pop(rack, None)
+                return
+            try:
+                self.rack_records[rack] = decode(entry.value, RackRecord)
+            except msgspec.MsgspecError as error:
+                self.rack_records.pop(rack, None)
+                self.alarms[f"rack {rack}"] = f"the record of rack {rack} cannot be read: {error}"
+
+    # --- what the machines say -----------------------------------------------------------
+
+    def hear(self, report: Report, now: float) -> None:
+        """Keeps a report; the time of a first good enable result is kept for the soak."""
+        before = self.observed.get(report.name)
+        enabled_at = 0.0
+        result = report.result
+        if result is not None and result.kind is DirectiveKind.ENABLE and result.ok:
+            same = before is not None and before.report.result is not None and before.report.result.id == result.id
+            enabled_at = before.enabled_at if same and before is not None and before.enabled_at else now
+        self.observed[report.name] = Observation(report=report, at=now, enabled_at=enabled_at)
+
+    def still_there(self, name: str, now: float) -> None:
+        """The machine's request has been open until now."""
+        seen = self.observed.get(name)
+        if seen is not None:
+            self.observed[name] = Observation(report=seen.report, at=now, enabled_at=seen.enabled_at)
+
+    # --- what is decided on --------------------------------------------------------------
+
+    def rack_lock(self, rack: str) -> RackLock:
+        """How the lock of one rack stands."""
+        holder = self.lock_holders.get(rack, "")
+        record = self.rack_records.get(rack)
+        if not holder:
+            return RackLock()
+        if record is not None and record.session == holder:
+            return RackLock(holder="ours", session=holder)
+        session = self.sessions.get(holder)
+        return RackLock(holder="other", session=holder, node=session.node if session else "")
+
+    def snapshot(
+        self, *, now: float, epoch: int, leading_since: float, clock_skew: float, leader_node: str
+    ) -> Snapshot:
+        """An immutable picture of now. Dicts are copied, records are shared (they are frozen)."""
+        racks = {*self.lock_holders, *self.rack_records}
+        return Snapshot(
+            now=now,
+            epoch=epoch,
+            policy=self.policy,
+            machines=dict(self.machines),
+            observed=dict(self.observed),
+            cycles=dict(self.cycles),
+            machine_holds=dict(self.machine_holds),
+            rack_holds=dict(self.rack_holds),
+            windows=tuple(self.windows.values()),
+            halt=self.halt,
+            racks={rack: self.rack_lock(rack) for rack in racks},
+            asking=dict(self.asking),
+            asides=dict(self.asides),
+            conflicts=dict(self.conflicts),
+            leading_since=leading_since,
+            clock_skew=clock_skew,
+            leader_node=leader_node,
+            faults=tuple(self.faults.values()),
+        )
+
+
+def _halt(value: bytes, now: float) -> Halt:
+    """Any value is a halt: the emergency stop is a plain ``consul kv put``."""
+    try:
+        return decode(value, Halt)
+    except msgspec.MsgspecError:
+        return Halt(reason=value.decode(errors="replace").strip(), since=now)
+
+
+def _put(fleet: Fleet, where: dict[str, T], name: str, entry: Entry | None, kind: type[T]) -> None:
+    what = f"{kind.__name__.lower()} {name}"
+    fleet.alarms.pop(what, None)
+    if entry is None:
+        where.pop(name, None)
+        return
+    try:
+        where[name] = decode(entry.value, kind)
+    except msgspec.MsgspecError as error:
+        # An unreadable cycle or window gives nobody leave to go: it is as if it were not there.
+        where.pop(name, None)
+        fleet.alarms[what] = f"the record of {what} cannot be read: {error}"

@@ -1,0 +1,413 @@
+"""The leader as a scope: raise the epoch, read everything behind a barrier, tick, let go.
+
+Ticks are the only place where records change. Each takes what machines and operators have said
+since the last one, asks the core, commits, and only then tells anybody (DESIGN.md, "One way through").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from rebootd.coordinator.fleet import Fleet
+from rebootd.coordinator.locks import RackLocks
+from rebootd.coordinator.reception import Reception
+from rebootd.coordinator.records import Keys, decode, encode
+from rebootd.coordinator.ring import Ring
+from rebootd.coordinator.waiting import Waiting
+from rebootd.coordinator.work import Planner, Work, landed
+from rebootd.core.decide import decide
+from rebootd.core.decision import Change, Decision
+from rebootd.core.errors import InvalidInput, NotFound, NotLeader, RebootdError, Refused, StoreError, Unreachable
+from rebootd.core.model import Event
+from rebootd.store.port import Set
+from rebootd.store.writer import Blocked, Committed, Dropped, FencedWriter, Step
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from rebootd.consul.leadership import Leadership
+    from rebootd.coordinator.metrics import Metrics
+    from rebootd.core.model import Snapshot
+    from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
+    from rebootd.store.port import Op, Store
+
+log = structlog.get_logger(__name__)
+
+CATALOG_EVERY = 30.0
+"""Seconds between two looks at the catalog's nodes (their racks)."""
+WATCH_WAIT = 30.0
+APPLY_TRIES = 5
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One leaf of a group that holds operating errors only."""
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """The value of the epoch key."""
+
+    epoch: int
+    leader: str
+    write_id: str = ""
+
+
+class LeaderSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a leader needs to know of its daemon. ``tick`` is the longest time (s) between two looks."""
+
+    id: str
+    node: str = ""
+    prefix: str = "rebootd/"
+    lock_node: str = "rebootd-locks"
+    tick: float = 1.0
+
+
+class Leader:
+    """One leadership. Implements :class:`~rebootd.coordinator.desk.Desk`."""
+
+    def __init__(
+        self,
+        store: Store,
+        leadership: Leadership,
+        settings: LeaderSettings,
+        metrics: Metrics,
+        *,
+        wall: Callable[[], float],
+        new_id: Callable[[], str],
+    ) -> None:
+        self.epoch = 0
+        self._store = store
+        self._leadership = leadership
+        self._settings = settings
+        self._metrics = metrics
+        self._wall = wall
+        self._new_id = new_id
+        self._keys = Keys(settings.prefix)
+        self.fleet = Fleet(self._keys)
+        self._ring = Ring(self._keys)
+        self._waiting = Waiting()
+        self._dirty = asyncio.Event()
+        self._plans: deque[tuple[Callable[[Snapshot], Change], asyncio.Future[Change]]] = deque()
+        self._decision = Decision()
+        self._since = 0.0
+        self._skew = 0.0
+        self._skew_at = 0.0
+        self._closed = False
+        self._writer = FencedWriter(
+            store,
+            self._keys.leader,
+            leadership.session,
+            new_write_id=new_id,
+            seal=self._seal,
+            on_commit=metrics.committed,
+        )
+        self._locks = RackLocks(
+            store, self.fleet, f"{settings.prefix}racks", settings.lock_node, new_id
+        )
+        self.reception = Reception(
+            self.fleet, self._waiting, self._dirty, metrics, wall=wall, note=self._note, look_up=self._look_up
+        )
+
+    # --- the scope -----------------------------------------------------------------------
+
+    async def run(self, opened: Callable[[Leader], None]) -> None:
+        """Leads until cancelled. ``opened`` is called once the desk may be used.
+
+        Raises FenceLost and other StoreErrors: leadership is over then.
+        """
+        try:
+            self.epoch = await self._raise_epoch()
+            await self._load()
+            self._planner = Planner(self.fleet, self._locks, self._ring, self._new_id, self.epoch)
+            self.reception.epoch = self.epoch
+            self._since = self._wall()
+            await self._locks.prepare()
+            self._decision = decide(self.snapshot())
+            opened(self)
+            log.info("leading", epoch=self.epoch, machines=len(self.fleet.machines), asides=len(self.fleet.asides))
+            async with asyncio.TaskGroup() as group:
+                for prefix in self._small_prefixes():
+                    group.create_task(self._follow_prefix(prefix))
+                group.create_task(self._follow_catalog())
+                group.create_task(self._ticks())
+        except ExceptionGroup as group_:
+            _, bugs = group_.split(RebootdError)
+            if bugs is not None:
+                raise
+            raise _first(group_) from group_
+        finally:
+            self._close()
+            await self._writer.close()
+
+    def _close(self) -> None:
+        self._closed = True
+        self.reception.close()
+        self._ring.close()
+        while self._plans:
+            _, future = self._plans.popleft()
+            if not future.done():
+                future.set_exception(NotLeader("leadership ended"))
+
+    async def _raise_epoch(self) -> int:
+        """The first fenced write of a leadership: nobody with a lower epoch is to be believed from here on."""
+        while True:
+            entry = await self._store.get(self._keys.epoch, consistent=True)
+            last = 0
+            if entry is not None:
+                try:
+                    last = decode(entry.value, Epoch).epoch
+                except msgspec.MsgspecError as error:
+                    raise Unreachable(f"{self._keys.epoch} cannot be read: {error}") from error
+            mine = Epoch(last + 1, self._settings.id, self._new_id())
+            op = Set(key=self._keys.epoch, value=encode(mine), cas=entry.modify_index if entry else 0)
+            [outcome] = await self._writer.commit([Step(ops=(op,))])
+            if isinstance(outcome, Committed):
+                return mine.epoch
+            if isinstance(outcome, Blocked):
+                raise Unreachable(f"the epoch cannot be raised: {outcome.reason}")
+
+    async def _load(self) -> None:
+        """Reads everything once, behind a barrier: the fence of our epoch is in the log already."""
+        now = self._wall()
+        await self._look_up(force=True)
+        for prefix in (*self._small_prefixes(), self._keys.machines):
+            entries, index = await self._store.list(prefix, consistent=True)
+            self.fleet.absorb_prefix(prefix, entries, index, now)
+        entries, _ = await self._store.list(self._keys.events, consistent=True)
+        self._ring.load(entries)
+
+    def _small_prefixes(self) -> tuple[str, ...]:
+        keys = self._keys
+        return (keys.control, keys.policy, keys.racks, keys.holds, keys.windows, keys.cycles)
+
+    async def _follow_prefix(self, prefix: str) -> None:
+        """People and other tools write these too: a halt with ``consul kv put``, a rack with ``consul lock``."""
+        index = 0
+        while True:
+            try:
+                entries, index = await self._store.watch(prefix, index, WATCH_WAIT)
+            except StoreError as error:
+                # A halt or a foreign rack lock might be missed now: what is unknown is not safe.
+                self.fleet.faults[f"watch {prefix}"] = f"{prefix} cannot be watched: {error}"
+                log.warning("watch-failed", prefix=prefix, error=str(error))
+                await asyncio.sleep(0.5)
+                continue
+            self.fleet.faults.pop(f"watch {prefix}", None)
+            self.fleet.absorb_prefix(prefix, entries, index, self._wall())
+            if prefix == self._keys.racks and any(
+                holder not in self.fleet.sessions for holder in self.fleet.lock_holders.values()
+            ):
+                await self._locks.look()
+            self._dirty.set()
+
+    async def _follow_catalog(self) -> None:
+        while True:
+            await asyncio.sleep(CATALOG_EVERY)
+            await self._look_up(force=True)
+
+    async def _look_up(self, *, force: bool = False) -> None:
+        """Learns the catalog's nodes and their racks."""
+        try:
+            nodes = await self._store.nodes()
+        except StoreError as error:
+            log.warning("catalog-unreachable", error=str(error))
+            if force and not self.fleet.catalog:
+                raise
+            return
+        self.fleet.catalog = {n.name: n.meta.get("rack", "") for n in nodes}
+
+    # --- ticks ---------------------------------------------------------------------------
+
+    async def _ticks(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.tick):
+                    await self._dirty.wait()
+            except TimeoutError:
+                pass
+            self._dirty.clear()
+            due = self._waiting.begin_tick()
+            try:
+                await self._locks.prepare()
+                await self._run_plans()
+                await self._tick()
+            finally:
+                self._waiting.end_tick(due)
+
+    async def _tick(self) -> None:
+        self._measure_skew()
+        snapshot = self.snapshot()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._decision = decision = decide(snapshot)
+        self._metrics.decide.observe(loop.time() - began)
+        work = self._planner.plan(decision, snapshot.now)
+        dropped: dict[str, str] = {}
+        if work:
+            dropped = await self._land(work)
+        self.reception.answer_permits(snapshot, decision, dropped)
+        if len(dropped) < len(work):
+            # What landed may have made room: look again at once.
+            self._dirty.set()
+
+    async def _land(self, work: Sequence[Work]) -> dict[str, str]:
+        """Commits; returns what was dropped or blocked, by machine name ("" for others), with the reason."""
+        outcomes = await self._writer.commit([w.step for w in work])
+        dropped: dict[str, str] = {}
+        for w, outcome in zip(work, outcomes, strict=True):
+            name = w.machine.name if w.machine is not None else ""
+            if isinstance(outcome, Committed):
+                self._took_place(w, outcome.indexes)
+                if 0 in outcome.indexes.values():
+                    await self._reload(w)
+            elif isinstance(outcome, Dropped):
+                why = "; ".join(f.what for f in outcome.failed)
+                dropped[name] = f"the store refused it: {why}"
+                log.warning("step-dropped", machine=name, why=why)
+                await self._reload(w)
+            else:
+                dropped[name] = f"blocked: {outcome.reason}"
+                self.fleet.faults["denied"] = f"the store denies our writes: {outcome.reason}"
+                log.error("store-denied", machine=name, why=outcome.reason)
+                self._locks.reuse(w.session if w.lock else "")
+        if len(dropped) < len(work):
+            self.fleet.faults.pop("denied", None)
+        return dropped
+
+    def _took_place(self, work: Work, indexes: dict[str, int]) -> None:
+        landed(work, indexes, self.fleet, self._wall())
+        if work.unlock:
+            self._locks.reuse(work.session)
+        before = work.before
+        since: float | None = before.since if before is not None else None
+        for event in work.events:
+            self._metrics.happened(event, since)
+            since = event.time
+        self._ring.publish(work.events)
+        if work.machine is not None:
+            self._waiting.wake(work.machine.name)
+
+    async def _reload(self, work: Work) -> None:
+        """Reads again what a dropped step had wrong; a record that was edited by hand is taken as it is."""
+        now = self._wall()
+        for key in dict.fromkeys(work.keys):
+            entry = await self._store.get(key, consistent=True)
+            if entry is None:
+                self.fleet.forget(key, now)
+            else:
+                self.fleet.absorb(entry, now)
+        if work.lock:
+            # The spare may be what was refused: its session can have been ended by somebody.
+            await self._locks.drop(work.session)
+        self._dirty.set()
+
+    def _seal(self, steps: Sequence[Step]) -> Op | None:
+        """The event chunk of a transaction rides in it."""
+        return self._ring.chunk(tuple(event for step in steps if isinstance(step.note, tuple) for event in step.note))
+
+    def _measure_skew(self) -> None:
+        now = self._wall()
+        if now - self._skew_at >= 5.0 or not self._skew_at:
+            self._skew_at = now
+            offsets = self.reception.offsets
+            self._skew = statistics.median(offsets.values()) if offsets else 0.0
+
+    def _note(self, event: Event) -> None:
+        """An event that changes no record (a refusal): told now, kept in memory only."""
+        self._ring.publish(self._ring.number((msgspec.structs.replace(event, epoch=self.epoch),)))
+
+    # --- the desk ------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """The fleet as the leader holds it now."""
+        return self.fleet.snapshot(
+            now=self._wall(),
+            epoch=self.epoch,
+            leading_since=self._since,
+            clock_skew=self._skew,
+            leader_node=self._settings.node,
+        )
+
+    def decision(self) -> Decision:
+        """The latest decision."""
+        return self._decision
+
+    def policy_text(self) -> tuple[str, int]:
+        """The policy as stored, and its index."""
+        return self.fleet.policy_text, self.fleet.index.get(self._keys.policy, 0)
+
+    @property
+    def waiting(self) -> int:
+        """Agents whose requests are open."""
+        return len(self._waiting)
+
+    @property
+    def alarms(self) -> list[str]:
+        """What a person should look at."""
+        return [*self.fleet.faults.values(), *self.fleet.alarms.values()]
+
+    async def report(self, report: Report) -> Answer:
+        """Takes a report and waits as it asks."""
+        return await self.reception.report(report, self._decision_now, self._leadership)
+
+    def _decision_now(self) -> Decision:
+        return self._decision
+
+    async def permit(self, request: PermitRequest) -> PermitAnswer:
+        """Judges and commits a permit."""
+        return await self.reception.permit(request, self._leadership)
+
+    async def apply(self, plan: Callable[[Snapshot], Change]) -> Change:
+        """Queues the plan for the next tick and waits for its outcome."""
+        if self._closed:
+            raise NotLeader("leadership ended")
+        future: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+        self._plans.append((plan, future))
+        self._dirty.set()
+        return await future
+
+    async def _run_plans(self) -> None:
+        while self._plans:
+            plan, future = self._plans[0]
+            try:
+                change = await self._run_plan(plan)
+            except (InvalidInput, NotFound, Refused) as error:
+                outcome: Change | Exception = error
+            else:
+                outcome = change
+            self._plans.popleft()
+            if future.done():
+                continue
+            if isinstance(outcome, Change):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+    async def _run_plan(self, plan: Callable[[Snapshot], Change]) -> Change:
+        dropped: dict[str, str] = {}
+        for _ in range(APPLY_TRIES):
+            snapshot = self.snapshot()
+            change = plan(snapshot)
+            work = self._planner.change(change, snapshot.now)
+            if not work.step.ops:
+                return change
+            dropped = await self._land([work])
+            if not dropped:
+                self._dirty.set()
+                return change
+        raise Refused(f"others kept changing the same records: {next(iter(dropped.values()))}")
+
+    def recent(self, limit: int) -> list[Event]:
+        """The newest events, oldest first."""
+        return self._ring.recent(limit)
+
+    def follow(self, limit: int) -> AsyncIterator[Event]:
+        """The newest events, then every new one."""
+        return self._ring.follow(limit)

@@ -1,0 +1,133 @@
+"""The history of events: a fixed ring in the store, a longer one in memory, and its followers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from rebootd.coordinator.records import decode, encode
+from rebootd.core.model import Event
+from rebootd.store.port import Op, Set
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from rebootd.coordinator.records import Keys
+    from rebootd.store.port import Entry
+
+log = structlog.get_logger(__name__)
+
+SLOTS = 256
+"""Chunks that are kept in the store. A chunk holds the events of one transaction."""
+IN_MEMORY = 10_000
+"""Events that a leader keeps at hand."""
+CHUNK_BYTES = 60_000
+"""A chunk is cut to about this many bytes, so that the ring stays below 16 MB."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """The value of one slot: its number in the history (never reused) and its events."""
+
+    number: int
+    events: tuple[Event, ...]
+
+
+class Ring:
+    """Numbers events, hands chunks to the writer, and tells followers what has landed."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._number = 0
+        self._seq = 0
+        self._events: deque[Event] = deque(maxlen=IN_MEMORY)
+        self._followers: set[asyncio.Queue[Event | None]] = set()
+        self._closed = False
+
+    def load(self, entries: Iterable[Entry]) -> None:
+        """Takes over what an earlier leader left; an unreadable slot is skipped and logged."""
+        chunks = []
+        for entry in entries:
+            try:
+                chunks.append(decode(entry.value, Chunk))
+            except msgspec.MsgspecError as error:
+                log.warning("event-slot-unreadable", key=entry.key, error=str(error))
+        for chunk in sorted(chunks, key=lambda c: c.number):
+            self._events.extend(chunk.events)
+            self._number = max(self._number, chunk.number)
+            self._seq = max([self._seq, *(e.seq for e in chunk.events)])
+
+    def number(self, events: Iterable[Event]) -> tuple[Event, ...]:
+        """The same events with their place in the history."""
+        out = []
+        for event in events:
+            self._seq += 1
+            out.append(msgspec.structs.replace(event, seq=self._seq))
+        return tuple(out)
+
+    def chunk(self, events: tuple[Event, ...]) -> Op | None:
+        """The write that keeps ``events``; rides in the transaction whose events they are."""
+        if not events:
+            return None
+        self._number += 1
+        value = encode(Chunk(self._number, events))
+        if len(value) > CHUNK_BYTES:
+            short = tuple(msgspec.structs.replace(e, detail=e.detail[:80]) for e in events)
+            value = encode(Chunk(self._number, short))
+        return Set(key=self._keys.event_slot(self._number % SLOTS), value=value)
+
+    def publish(self, events: Iterable[Event]) -> None:
+        """These events have landed: logged, kept, and told to every follower."""
+        for event in events:
+            self._events.append(event)
+            log.info(
+                "event",
+                kind=event.kind,
+                seq=event.seq,
+                machine=event.machine,
+                rack=event.rack,
+                frm=event.frm,
+                to=event.to,
+                cause=event.cause,
+                cycle=event.cycle,
+                epoch=event.epoch,
+                detail=event.detail,
+            )
+            for queue in list(self._followers):
+                if queue.full():
+                    # A follower that does not read is cut off; it never slows the leader.
+                    self._followers.discard(queue)
+                    queue.get_nowait()
+                    queue.put_nowait(None)
+                else:
+                    queue.put_nowait(event)
+
+    def recent(self, limit: int) -> list[Event]:
+        """The newest events, oldest first."""
+        return list(self._events)[-limit:] if limit > 0 else []
+
+    async def follow(self, limit: int) -> AsyncIterator[Event]:
+        """The newest ``limit`` events, then each new one until the ring is closed."""
+        queue: asyncio.Queue[Event | None] = asyncio.Queue(maxsize=IN_MEMORY)
+        past = self.recent(limit)
+        if self._closed:
+            return
+        self._followers.add(queue)
+        try:
+            for event in past:
+                yield event
+            while (item := await queue.get()) is not None:
+                yield item
+        finally:
+            self._followers.discard(queue)
+
+    def close(self) -> None:
+        """Ends every follower."""
+        self._closed = True
+        for queue in self._followers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)

@@ -1,0 +1,207 @@
+"""From a decision to writes: adds indexes, write ids and sessions to what the core decided, no rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from rebootd.coordinator.records import encode
+from rebootd.core.decision import Change, Decision, Guard, Lane, MachineStep
+from rebootd.core.model import Cycle, Event, Machine
+from rebootd.store.port import (
+    CheckIndex,
+    CheckNotExists,
+    CheckSession,
+    Delete,
+    Entry,
+    Lock,
+    Op,
+    Set,
+)
+from rebootd.store.writer import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rebootd.coordinator.fleet import Fleet
+    from rebootd.coordinator.locks import RackLocks
+    from rebootd.coordinator.ring import Ring
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What lands together: the writer's step, and what it means once it has landed.
+
+    ``keys`` are the keys that the step writes or is guarded by; they are read again when it is dropped.
+    """
+
+    step: Step
+    events: tuple[Event, ...]
+    machine: Machine | None = None
+    before: Machine | None = None
+    keys: tuple[str, ...] = ()
+    lock: str = ""
+    unlock: str = ""
+    session: str = ""
+
+
+class Planner:
+    """Turns decisions and changes into :class:`Work`."""
+
+    def __init__(self, fleet: Fleet, locks: RackLocks, ring: Ring, new_id: Callable[[], str], epoch: int) -> None:
+        self._fleet = fleet
+        self._locks = locks
+        self._ring = ring
+        self._new_id = new_id
+        self._epoch = epoch
+
+    def plan(self, decision: Decision, now: float) -> list[Work]:
+        """All the work of a decision. A step whose rack cannot be locked for want of a session is left for later."""
+        work = []
+        for step in decision.steps:
+            if step.lock and not self._locks.can_lock:
+                continue
+            work.append(self._machine(step, now))
+        for rack in decision.locks:
+            if self._locks.can_lock:
+                work.append(self._rack(now, lock=rack))
+        work += [self._rack(now, unlock=rack) for rack in decision.unlocks]
+        work += [self._cycle(cycle, event) for cycle, event in decision.cycles]
+        return work
+
+    def change(self, change: Change, now: float) -> Work:
+        """An operator's change as one piece of work."""
+        fleet = self._fleet
+        ops: list[Op] = []
+        for write in change.writes:
+            key = fleet.keys.prefix + write.key
+            known = fleet.index.get(key, 0)
+            if write.value is not None:
+                ops.append(Set(key=key, value=write.value, cas=known))
+            elif known:
+                ops.append(Delete(key=key, cas=known))
+        events = list(change.events)
+        machine = before = None
+        unlock = change.unlock
+        for step in change.steps:
+            made = self._machine(replace(step, events=()), now)
+            ops += made.step.ops
+            events = [*step.events, *events]
+            machine, before, unlock = made.machine, made.before, unlock or step.unlock
+        session = fleet.rack_records[unlock].session if unlock and unlock in fleet.rack_records else ""
+        if change.unlock:
+            ops += self._locks.unlock_ops(change.unlock, now, self._epoch)
+        numbered = self._ring.number(events)
+        return Work(
+            step=Step(ops=tuple(ops), lane=Lane.BACK.value, note=numbered),
+            events=numbered,
+            machine=machine,
+            before=before,
+            keys=tuple(op.key for op in ops),
+            unlock=unlock,
+            session=session,
+        )
+
+    def _machine(self, step: MachineStep, now: float) -> Work:
+        fleet, keys = self._fleet, self._fleet.keys
+        key = keys.machine(step.name)
+        index = fleet.index.get(key, 0)
+        ops: list[Op] = []
+        session = ""
+        if step.lock:
+            ops += self._locks.lock_ops(step.lock, now, self._epoch)
+            session = _session(ops)
+        if step.unlock:
+            session = fleet.rack_records[step.unlock].session
+            ops += self._locks.unlock_ops(step.unlock, now, self._epoch)
+        after = None
+        if step.after is None:
+            ops.append(Delete(key=key, cas=index))
+        else:
+            after = replace(step.after, write_id=self._new_id(), epoch=self._epoch)
+            ops.append(Set(key=key, value=encode(after), cas=index))
+        guards = self._guards(step)
+        numbered = self._ring.number(step.events)
+        return Work(
+            step=Step(ops=tuple(ops), guards=guards, lane=step.lane.value, note=numbered),
+            events=numbered,
+            machine=after,
+            before=step.before,
+            keys=(*(op.key for op in ops), *(g.key for g in guards)),
+            lock=step.lock,
+            unlock=step.unlock,
+            session=session,
+        )
+
+    def _guards(self, step: MachineStep) -> tuple[CheckIndex | CheckNotExists | CheckSession, ...]:
+        fleet, keys = self._fleet, self._fleet.keys
+        machine = step.before or step.after
+        if machine is None:
+            return ()
+        out: list[CheckIndex | CheckNotExists | CheckSession] = []
+        if Guard.NO_HALT in step.guards:
+            out.append(CheckNotExists(key=keys.halt))
+        if Guard.POLICY_UNCHANGED in step.guards:
+            index = fleet.index.get(keys.policy, 0)
+            out.append(CheckIndex(key=keys.policy, index=index) if index else CheckNotExists(key=keys.policy))
+        if Guard.RACK_LOCKED in step.guards:
+            session = fleet.rack_records[machine.rack].session
+            out.append(CheckSession(key=keys.rack_lock(machine.rack), session=session))
+        if Guard.NOT_HELD in step.guards:
+            out.append(CheckNotExists(key=keys.rack_hold(machine.rack)))
+            out.append(CheckNotExists(key=keys.machine_hold(step.name)))
+        return tuple(out)
+
+    def _rack(self, now: float, *, lock: str = "", unlock: str = "") -> Work:
+        if lock:
+            ops = self._locks.lock_ops(lock, now, self._epoch)
+            session = _session(ops)
+        else:
+            session = self._fleet.rack_records[unlock].session
+            ops = self._locks.unlock_ops(unlock, now, self._epoch)
+        return Work(
+            step=Step(ops=tuple(ops), lane=Lane.BACK.value if unlock else Lane.OUT.value),
+            events=(),
+            keys=tuple(op.key for op in ops),
+            lock=lock,
+            unlock=unlock,
+            session=session,
+        )
+
+    def _cycle(self, cycle: Cycle, event: Event) -> Work:
+        key = self._fleet.keys.cycle(cycle.id)
+        value = encode(replace(cycle, write_id=self._new_id()))
+        op = Set(key=key, value=value, cas=self._fleet.index.get(key, 0))
+        numbered = self._ring.number((event,))
+        return Work(step=Step(ops=(op,), lane=Lane.BACK.value, note=numbered), events=numbered, keys=(key,))
+
+
+def _session(ops: list[Op]) -> str:
+    return next(op.session for op in ops if isinstance(op, Lock))
+
+
+def landed(work: Work, indexes: dict[str, int], fleet: Fleet, now: float) -> None:
+    """Takes over into the fleet what has landed."""
+    lock = fleet.keys.rack_lock(work.lock) if work.lock else ""
+    for op in work.step.ops:
+        index = indexes.get(op.key, 0)
+        if isinstance(op, Set):
+            _own_write(fleet, op, index, work, now)
+        elif isinstance(op, Delete):
+            fleet.forget(op.key, now)
+        elif op.key == lock:
+            fleet.absorb(Entry(op.key, b"", index, session=work.session), now)
+        else:
+            fleet.absorb(Entry(op.key, b"", index), now)
+
+
+def _own_write(fleet: Fleet, op: Set, index: int, work: Work, now: float) -> None:
+    machine = work.machine
+    if machine is not None and op.key == fleet.keys.machine(machine.name):
+        # What we encoded a moment ago need not be decoded again (10,000 machines after a power loss).
+        fleet.index[op.key] = index
+        fleet.machines[machine.name] = machine
+        fleet.asides.pop(machine.name, None)
+    else:
+        fleet.absorb(Entry(op.key, op.value, index), now)

@@ -1,0 +1,149 @@
+"""The one function that decides: a snapshot in, steps and a reason for every waiting machine out.
+
+It serves the live loop, ``explain``, ``plan`` and the simulation alike. It is pure: the same
+snapshot always gives the same decision.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from rebootd.core.admit import Admission, admit, changed, failures, finished
+from rebootd.core.decision import Decision, Lane, MachineStep, PermitVerdict
+from rebootd.core.model import Blocker, CycleState, Event, State
+from rebootd.core.quiet import quiet
+from rebootd.core.settle import create, settle
+from rebootd.core.states import WORKING
+from rebootd.core.view import View
+
+if TYPE_CHECKING:
+    from rebootd.core.model import Cycle, Machine, Snapshot
+
+
+def decide(snapshot: Snapshot) -> Decision:
+    """What is to be done now, and why everything else has to wait.
+
+    Work on one machine is settled first (it brings machines back and never asks for windows, gates
+    or locks); then, on the capacity as the *store* holds it, machines are admitted out of service.
+    """
+    view = View(snapshot)
+    steps: list[MachineStep] = []
+    reasons: dict[str, tuple[Blocker, ...]] = {}
+    permits: dict[str, PermitVerdict] = {}
+    observed = snapshot.observed
+    for name, machine in snapshot.machines.items():
+        seen = observed.get(name)
+        if machine.state is State.IN_SERVICE and (seen is None or quiet(machine, seen.report)):
+            continue
+        outcome = settle(view, machine, seen)
+        if outcome.step is not None:
+            steps.append(outcome.step)
+        if outcome.blockers:
+            reasons[name] = outcome.blockers
+        if outcome.verdict is not None:
+            permits[name] = outcome.verdict
+    for name, seen in observed.items():
+        if name not in snapshot.machines and name not in snapshot.asides and name not in snapshot.conflicts:
+            made = create(view, seen)
+            if made.step is not None:
+                steps.append(made.step)
+            if made.blockers:
+                reasons[name] = made.blockers
+    for name in snapshot.asking:
+        if name not in permits:
+            permits[name] = _no_verdict(snapshot, name)
+    admission = admit(view, frozenset(step.name for step in steps))
+    reasons.update(admission.reasons)
+    for name, aside in snapshot.asides.items():
+        what = f"its record cannot be read, so it is set aside: {aside.error}"
+        reasons[name] = (Blocker(kind="aside", what=what, since=aside.since, clears="an operator: rebootctl forget"),)
+    steps, unlocks = _unlocks(view, steps, admission)
+    return Decision(
+        steps=(*steps, *admission.steps),
+        locks=_lost_locks(view),
+        unlocks=unlocks,
+        cycles=tuple(_cycles(view)),
+        reasons=reasons,
+        permits=permits,
+    )
+
+
+def _no_verdict(snapshot: Snapshot, name: str) -> PermitVerdict:
+    machine = snapshot.machines.get(name)
+    if machine is None:
+        return PermitVerdict(granted=False, reason="there is no record of this machine", final=True)
+    if machine.state in WORKING or machine.state is State.HELD:
+        return PermitVerdict(granted=False, reason=f"the machine is {machine.state.value}, and must come back first")
+    return PermitVerdict(granted=False, reason=f"the machine is {machine.state.value}, not drained", final=True)
+
+
+def _lost_locks(view: View) -> tuple[str, ...]:
+    """Racks that our own work keeps open without our lock (it was lost): it is wanted again."""
+    out = set()
+    for rack, members in view.capacity.members.items():
+        lock = view.snapshot.racks.get(rack)
+        if rack and (lock is None or lock.holder == "free"):
+            out |= {
+                rack for m in members if m.state in {State.DRAINING, State.DRAINED, State.REBOOTING} or m.planned
+            }
+    return tuple(sorted(out))
+
+
+def _unlocks(
+    view: View, steps: list[MachineStep], admission: Admission
+) -> tuple[list[MachineStep], tuple[str, ...]]:
+    """Gives up the lock of each rack whose last machine is back.
+
+    The unlock rides with that machine's own step. While the next machine of the rack only waits for
+    this one, the lock is kept; if it then cannot go after all, the next decision gives the lock up.
+    """
+    ours = {rack for rack, lock in view.snapshot.racks.items() if lock.holder == "ours"}
+    ours -= {s.after.rack for s in admission.steps if s.after is not None}
+    if not ours:
+        return steps, ()
+    after = {s.name: s.after for s in steps}
+    unlocks = []
+    for rack in sorted(ours):
+        members = view.capacity.members.get(rack, [])
+        working = [m.name for m in members if m.state in WORKING]
+        if not working:
+            unlocks.append(rack)
+            continue
+        if any((a := after.get(name)) is None or a.state in WORKING for name in working):
+            continue
+        if rack in admission.wanted or len(working) > 1:
+            continue
+        steps = [replace(s, unlock=rack) if s.name == working[0] and s.lane is Lane.BACK else s for s in steps]
+    return steps, tuple(unlocks)
+
+
+def _cycles(view: View) -> list[tuple[Cycle, Event]]:
+    """Cycles that end, and cycles that halt themselves because their failure budget is spent."""
+    out = []
+    machines = view.snapshot.machines.values()
+    for cycle in view.cycles:
+        failed = failures(cycle, machines)
+        totals = finished(view, cycle, machines)
+        if totals is not None and cycle.state is not CycleState.PAUSED and (totals["selected"] or cycle.created < view.now):
+            after = changed(view, cycle, CycleState.DONE, "", totals)
+        elif cycle.state is CycleState.RUNNING and len(failed) > cycle.failure_budget:
+            named = ", ".join(failed[:5])
+            why = f"{len(failed)} machines failed, {cycle.failure_budget} were tolerated: {named}"
+            after = changed(view, cycle, CycleState.HALTED, why)
+        else:
+            continue
+        detail = after.why or ", ".join(f"{n} {word}" for word, n in (totals or {}).items())
+        event = Event(
+            time=view.now,
+            kind="cycle",
+            cycle=cycle.id,
+            frm=cycle.state.value,
+            to=after.state.value,
+            cause="cycle " + after.state.value,
+            epoch=view.epoch,
+            detail=detail,
+        )
+        out.append((after, event))
+    return out

@@ -1,0 +1,146 @@
+"""Who is unavailable, and whether one more may be (S1, S2).
+
+Every machine that is not in service counts, whatever took it down, and so does one that is in
+service by its record but has not been heard of: what is unknown is not safe (S6).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rebootd.core.model import State
+from rebootd.core.states import WORKING
+
+if TYPE_CHECKING:
+    from rebootd.core.amounts import Amount
+    from rebootd.core.model import Machine, Snapshot
+
+NAMED = 5
+"""How many machines a sentence names before it says "and N more"."""
+
+
+def unheard(snapshot: Snapshot, name: str) -> bool:
+    """Whether the machine has not been heard of by this leader, or not for too long."""
+    seen = snapshot.observed.get(name)
+    return seen is None or snapshot.now - seen.at > snapshot.policy.unreachable_after
+
+
+def available(snapshot: Snapshot, machine: Machine) -> bool:
+    """In service by its record, heard of lately, and nobody else reports under its name."""
+    return (
+        machine.state is State.IN_SERVICE
+        and not unheard(snapshot, machine.name)
+        and machine.name not in snapshot.conflicts
+    )
+
+
+class Tally:
+    """How many of a group there are and which of them are unavailable."""
+
+    __slots__ = ("away", "maximum", "name", "oldest", "total")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.total = 0
+        self.away: list[str] = []
+        self.maximum = 0
+        self.oldest = 0.0
+
+    def lost(self, name: str, since: float) -> None:
+        """Counts one unavailable machine."""
+        self.away.append(name)
+        if not self.oldest or since < self.oldest:
+            self.oldest = since
+
+    def close(self, amount: Amount) -> None:
+        """Fixes the maximum once all members are counted."""
+        self.maximum = amount.of(self.total)
+
+    @property
+    def full(self) -> bool:
+        """Whether one more would be too many."""
+        return len(self.away) >= self.maximum
+
+    @property
+    def over(self) -> bool:
+        """Whether there are too many already."""
+        return len(self.away) > self.maximum
+
+    def sentence(self) -> str:
+        """``rack r1: 1 of at most 1 of 4 unavailable (m3)``."""
+        names = ", ".join(self.away[:NAMED]) + (f" and {len(self.away) - NAMED} more" if len(self.away) > NAMED else "")
+        return (
+            f"{self.name}: {len(self.away)} unavailable, at most {self.maximum} of {self.total} allowed"
+            f"{f' ({names})' if names else ''}"
+        )
+
+
+class Capacity:
+    """All tallies of one snapshot: one per rack, one per limit, and the open racks.
+
+    ``open`` maps each open rack to a sentence that says why it is open. ``add`` is used while a
+    decision is made, so that what was just admitted counts for the next.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        policy = snapshot.policy
+        self.racks: dict[str, Tally] = {}
+        self.members: dict[str, list[Machine]] = {}
+        self.limits = [(x.selector, Tally(f"limit {x.name}")) for x in policy.limits]
+        self.open: dict[str, str] = {}
+        matchers = [(s.matches, t) for s, t in self.limits]
+        now, patience = snapshot.now, policy.unreachable_after
+        observed, conflicts = snapshot.observed, snapshot.conflicts
+        racks, members = self.racks, self.members
+        for name, m in snapshot.machines.items():
+            tally = racks.get(m.rack)
+            if tally is None:
+                tally = racks[m.rack] = Tally(f"rack {m.rack}")
+                members[m.rack] = []
+            tally.total += 1
+            members[m.rack].append(m)
+            seen = observed.get(name)
+            away = (
+                m.state is not State.IN_SERVICE or seen is None or now - seen.at > patience or name in conflicts
+            )
+            since = 0.0
+            if away:
+                since = m.since if m.state is not State.IN_SERVICE else (seen.at if seen else snapshot.leading_since)
+                tally.lost(name, since)
+                if m.state in WORKING and m.rack:
+                    self.open.setdefault(m.rack, f"{name} is {m.state.value}")
+            for matches, limit in matchers:
+                if matches(m):
+                    limit.total += 1
+                    if away:
+                        limit.lost(name, since)
+        for aside in snapshot.asides.values():
+            # An unreadable record: nobody knows its labels, so it counts in its rack and in every limit.
+            tally = racks.setdefault(aside.rack, Tally(f"rack {aside.rack}"))
+            members.setdefault(aside.rack, [])
+            for group in (tally, *(t for _, t in self.limits)):
+                group.total += 1
+                group.lost(aside.name, aside.since)
+        for rack, lock in snapshot.racks.items():
+            if lock.holder == "other":
+                by = f"session {lock.session}" + (f" on {lock.node}" if lock.node else "")
+                self.open[rack] = f"locked by {by}"
+            elif lock.holder == "ours":
+                self.open.setdefault(rack, "our lock is still held")
+        for tally in racks.values():
+            tally.close(policy.rack_unavailable)
+        for (_, tally), limit_ in zip(self.limits, policy.limits, strict=True):
+            tally.close(limit_.max)
+
+    def limits_of(self, machine: Machine) -> list[Tally]:
+        """The tallies, beside its rack's, that the machine counts in."""
+        return [tally for selector, tally in self.limits if selector.matches(machine)]
+
+    def add(self, machine: Machine) -> None:
+        """Counts a machine that this decision takes out."""
+        now = self._snapshot.now
+        self.racks[machine.rack].lost(machine.name, now)
+        for tally in self.limits_of(machine):
+            tally.lost(machine.name, now)
+        self.open.setdefault(machine.rack, f"{machine.name} is being drained")

@@ -1,0 +1,278 @@
+"""The words of rebootd as frozen values: what is kept in the store, and the snapshot decided on.
+
+Times are seconds since the Unix epoch (float) on the leader's clock unless a name says
+otherwise; durations are seconds. Every struct that is stored is JSON through msgspec, readable
+with ``consul kv get``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rebootd.core.wire import CheckResult, PermitRequest, Report, Tri
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rebootd.core.policy import Policy
+
+SUPERSEDED_BOOTS = 8
+"""How many earlier boot_ids a record keeps, to refuse reports that come late."""
+
+
+class State(StrEnum):
+    """Where a machine is on its way through a reboot."""
+
+    IN_SERVICE = "in-service"
+    DRAINING = "draining"
+    DRAINED = "drained"
+    REBOOTING = "rebooting"
+    VERIFYING = "verifying"
+    ENABLING = "enabling"
+    HELD = "held"
+    QUARANTINED = "quarantined"
+
+
+class Permit(msgspec.Struct, frozen=True):
+    """The right to reboot exactly one boot_id once, until ``until``; ``nonce`` is the agent's."""
+
+    boot_id: str
+    nonce: str
+    until: float
+    epoch: int
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine's record, stored at ``machines/<name>``.
+
+    ``version`` grows by one with every transition (not with mere facts such as labels), so it
+    names the step a directive belongs to. ``boots`` are superseded boot_ids, newest last.
+    ``outcomes`` maps cycle ids to ``rebooted``, ``skipped: ...`` or ``failed: ...``; only the
+    most recent few are kept. ``booted`` tells that a new boot_id was seen since the machine last left
+    service, ``planned`` that this boot was the one our permit was for.
+    """
+
+    name: str
+    rack: str
+    state: State
+    since: float
+    boot_id: str
+    cycle: str = ""
+    epoch: int = 0
+    version: int = 1
+    write_id: str = ""
+    cause: str = ""
+    machine_id: str = ""
+    boots: tuple[str, ...] = ()
+    kernel: str = ""
+    chassis: str = ""
+    labels: dict[str, str] = {}
+    reboot_required: Tri = Tri.UNKNOWN
+    reboot_reasons: tuple[str, ...] = ()
+    permit: Permit | None = None
+    planned: bool = False
+    booted: bool = False
+    outcomes: dict[str, str] = {}
+    unplanned: int = 0
+    evidence: str = ""
+
+
+class CycleState(StrEnum):
+    """Where a cycle is. ``halted`` is what a spent failure budget does; a person resumes it."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    HALTED = "halted"
+    CANCELLED = "cancelled"
+    DONE = "done"
+
+
+class Cycle(msgspec.Struct, frozen=True, kw_only=True):
+    """One campaign, stored at ``cycles/<id>``.
+
+    ``target`` is ``""`` or a selector that proves success after the reboot (for example
+    ``kernel=6.12.9``). ``failure_budget`` is the number of failed machines that is still
+    tolerated: one more halts the cycle. ``totals`` is written when the cycle ends.
+    """
+
+    id: str
+    selector: str
+    created: float
+    target: str = ""
+    state: CycleState = CycleState.RUNNING
+    by: str = ""
+    reason: str = ""
+    failure_budget: int = 0
+    why: str = ""
+    changed: float = 0.0
+    totals: dict[str, int] = {}
+    epoch: int = 0
+    version: int = 1
+    write_id: str = ""
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's wish to keep a machine or a whole rack out of service until released.
+
+    Stored at ``holds/machine/<name>`` or ``holds/rack/<rack>``; ``kind`` is that middle word.
+    """
+
+    kind: str
+    name: str
+    since: float
+    by: str = ""
+    reason: str = ""
+    write_id: str = ""
+
+
+class OpenWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """A one-shot window that an operator opened, stored at ``windows/<id>``."""
+
+    id: str
+    start: float
+    end: float
+    by: str = ""
+    reason: str = ""
+    write_id: str = ""
+
+
+class Halt(msgspec.Struct, frozen=True):
+    """No new machine goes out of service. Any value at ``control/halt`` is one, even bare text."""
+
+    reason: str
+    since: float = 0.0
+
+
+class RackRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What we know of our lock on a rack, stored at ``racks/<rack>/record``.
+
+    ``session`` is the id of the Consul session that holds ``racks/<rack>/.lock`` for us, or ``""``.
+    """
+
+    rack: str
+    session: str = ""
+    since: float = 0.0
+    epoch: int = 0
+    write_id: str = ""
+
+
+class RackLock(msgspec.Struct, frozen=True):
+    """How a rack's lock stands now: ``holder`` is ``free``, ``ours`` or ``other``.
+
+    ``session`` and ``node`` describe the holder so that a person can find them.
+    """
+
+    holder: str = "free"
+    session: str = ""
+    node: str = ""
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """What a machine last told this leader: the report and the leader's time of it.
+
+    ``enabled_at`` is when the result of the present enable directive was first seen (0: not yet);
+    the soak is counted from it.
+    """
+
+    report: Report
+    at: float
+    enabled_at: float = 0.0
+
+
+class Aside(msgspec.Struct, frozen=True):
+    """A record that cannot be read; its machine is out of every plan and counts as unavailable."""
+
+    name: str
+    rack: str
+    error: str
+    since: float
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that one decision depends on. Never changed after it was made.
+
+    ``conflicts`` maps names under which two machine-ids report to a sentence that tells which.
+    ``halt`` None means no halt. ``leading_since`` is when this leader began (for the settle time);
+    ``clock_skew`` is the leader's clock minus the median of its agents' clocks, in seconds.
+    ``asking`` are agents' permit requests that wait for a verdict. ``leader_node`` is the machine that the leader itself runs on (rebooted last in its rack).
+    """
+
+    now: float
+    epoch: int
+    policy: Policy
+    machines: Mapping[str, Machine]
+    observed: Mapping[str, Observation]
+    cycles: Mapping[str, Cycle]
+    machine_holds: Mapping[str, Hold]
+    rack_holds: Mapping[str, Hold]
+    windows: tuple[OpenWindow, ...] = ()
+    halt: Halt | None = None
+    racks: Mapping[str, RackLock] = {}
+    asking: Mapping[str, PermitRequest] = {}
+    asides: Mapping[str, Aside] = {}
+    conflicts: Mapping[str, str] = {}
+    leading_since: float = 0.0
+    clock_skew: float = 0.0
+    leader_node: str = ""
+    faults: tuple[str, ...] = ()
+
+
+class Blocker(msgspec.Struct, frozen=True):
+    """One true reason why a machine waits: what blocks, since when, who can clear it.
+
+    ``kind`` is a short stable word (``window``, ``halt``, ``limit``, ``racks``, ``rack-lock``,
+    ``hold``, ``unseen``, ``settle``, ``clock``, ``no-rack``, ``conflict``, ``aside``, ``agent``,
+    ``soak``, ``cycle``, ``store``, ``quarantine``, ``permit``, ``gate``) for metrics and filters.
+    """
+
+    kind: str
+    what: str
+    since: float
+    clears: str
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened, for the log, the event stream and the ring in the store.
+
+    ``seq`` orders events within the fleet's history. ``frm`` and ``to`` are states (``""`` for
+    events that are no transition); ``frm`` is written ``from`` in JSON.
+    """
+
+    time: float
+    machine: str = ""
+    rack: str = ""
+    frm: str = msgspec.field(default="", name="from")
+    to: str = ""
+    cause: str = ""
+    cycle: str = ""
+    epoch: int = 0
+    seq: int = 0
+    boot_id: str = ""
+    kind: str = "transition"
+    detail: str = ""
+
+
+__all__ = [
+    "SUPERSEDED_BOOTS",
+    "Aside",
+    "Blocker",
+    "CheckResult",
+    "Cycle",
+    "CycleState",
+    "Event",
+    "Halt",
+    "Hold",
+    "Machine",
+    "Observation",
+    "OpenWindow",
+    "Permit",
+    "RackLock",
+    "RackRecord",
+    "Report",
+    "Snapshot",
+    "State",
+    "Tri",
+]

@@ -1,0 +1,194 @@
+"""What operators may ask for about cycles, as plans, and how far a cycle is."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from rebootd.core.advance import ENDED, at_target, selected
+from rebootd.core.amounts import parse_amount
+from rebootd.core.decision import Change, RecordWrite
+from rebootd.core.errors import InvalidInput, NotFound, Refused
+from rebootd.core.inputs import parse_name
+from rebootd.core.model import Cycle, CycleState, State
+from rebootd.core.operations import audit
+from rebootd.core.operations_inputs import Because, alike
+from rebootd.core.selectors import OWN_KEYS, parse_selector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rebootd.core.model import Machine, Snapshot
+
+MAX_CYCLE_ID = 64
+KEPT_CYCLES = 64
+"""Ended cycles that stay listed; starting another one sweeps the oldest beyond them away."""
+
+_TERM = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]*)\s*(?:=|in\s*\(|$|,)\s*([^,()\s]*)")
+
+LEGAL: dict[str, tuple[frozenset[CycleState], CycleState]] = {
+    "pause": (frozenset({CycleState.RUNNING}), CycleState.PAUSED),
+    "resume": (frozenset({CycleState.PAUSED, CycleState.HALTED}), CycleState.RUNNING),
+    "cancel": (frozenset({CycleState.RUNNING, CycleState.PAUSED, CycleState.HALTED}), CycleState.CANCELLED),
+}
+"""Each verb: the states it is legal in, and the state it leads to."""
+
+
+class Counts(msgspec.Struct, kw_only=True):
+    """How far a cycle is, in machines. ``out`` are on their way for this cycle, ``waiting`` are
+    still to go, ``skipped`` need not (at the target already). ``selected`` is the sum of all.
+    """
+
+    selected: int = 0
+    rebooted: int = 0
+    failed: int = 0
+    skipped: int = 0
+    out: int = 0
+    waiting: int = 0
+
+
+def progress(cycle: Cycle, machines: Iterable[Machine]) -> tuple[Counts, dict[str, Counts]]:
+    """The counts of a cycle as a whole and by rack, as the machines' records tell them."""
+    total = Counts()
+    racks: dict[str, Counts] = {}
+    ended = cycle.state in ENDED
+    for machine in machines:
+        outcome = machine.outcomes.get(cycle.id, "")
+        out = not outcome and machine.cycle == cycle.id and machine.state is not State.IN_SERVICE
+        if not (outcome or out) and (ended or not selected(cycle, machine)):
+            continue
+        for counts in (total, racks.setdefault(machine.rack, Counts())):
+            counts.selected += 1
+            if outcome.startswith("rebooted"):
+                counts.rebooted += 1
+            elif outcome.startswith("failed"):
+                counts.failed += 1
+            elif out:
+                counts.out += 1
+            elif outcome or at_target(cycle, machine):
+                counts.skipped += 1
+            else:
+                counts.waiting += 1
+    if cycle.totals:
+        total = Counts(**{f: cycle.totals.get(f, 0) for f in ("selected", "rebooted", "failed", "skipped")})
+    return total, racks
+
+
+def start_cycle(
+    snapshot: Snapshot,
+    *,
+    cycle_id: str,
+    selector: str,
+    target: str = "",
+    failure_budget: int | str | None = None,
+    because: Because,
+    allow_empty: bool = False,
+) -> Change:
+    """Starts a cycle. ``failure_budget`` is a number, per cent of the machines selected now, or
+    None for the policy's. An id can be used once: machines remember how it ended for them.
+    """
+    because = because.checked()
+    if len(parse_name(cycle_id, "id")) > MAX_CYCLE_ID:
+        raise InvalidInput("id", cycle_id, f"1 to {MAX_CYCLE_ID} characters of A-Z a-z 0-9 . _ - (not dots alone)")
+    if target.strip():
+        parse_selector(target, "target")
+    matches = parse_selector(selector, "selector").matches
+    used = snapshot.cycles.get(cycle_id)
+    if used is not None:
+        raise Refused(f"the id {cycle_id} is in use by a cycle that is {used.state.value}; choose another")
+    if any(cycle_id in m.outcomes or m.cycle == cycle_id for m in snapshot.machines.values()):
+        raise Refused(f"machines remember an earlier cycle {cycle_id}; choose another id")
+    size = sum(1 for m in snapshot.machines.values() if matches(m))
+    if not size and not allow_empty:
+        raise InvalidInput("selector", selector, _selectable(snapshot, selector))
+    budget = snapshot.policy.failure_budget
+    if failure_budget is not None:
+        budget = parse_amount(failure_budget, "failure_budget").of(size)
+    cycle = Cycle(
+        id=cycle_id,
+        selector=selector.strip(),
+        target=target.strip(),
+        created=snapshot.now,
+        changed=snapshot.now,
+        by=because.by,
+        reason=because.reason,
+        failure_budget=budget,
+        epoch=snapshot.epoch,
+    )
+    note = f"selector {cycle.selector}, {size} machines, failure budget {budget}"
+    return Change(
+        writes=(_write(cycle), *_swept(snapshot)),
+        events=(audit(snapshot, "cycle-start", because, cycle=cycle_id, note=note),),
+    )
+
+
+def move_cycle(snapshot: Snapshot, verb: str, cycle_id: str, because: Because) -> Change:
+    """Pauses, resumes or cancels a cycle (``verb``). Machines that are out come back all the same."""
+    because = because.checked()
+    if verb not in LEGAL:
+        raise InvalidInput("verb", verb, f"one of {', '.join(LEGAL)}")
+    cycle = need_cycle(snapshot, cycle_id)
+    legal, to = LEGAL[verb]
+    if cycle.state not in legal:
+        raise Refused(f"cycle {cycle_id} is {cycle.state.value}; to {verb} it, it must be {' or '.join(sorted(legal))}")
+    after = replace(
+        cycle,
+        state=to,
+        changed=snapshot.now,
+        epoch=snapshot.epoch,
+        version=cycle.version + 1,
+        why="" if to is CycleState.RUNNING else because.sentence(),
+    )
+    note = f"it was {cycle.state.value}{f': {cycle.why}' if cycle.why else ''}"
+    return Change(
+        writes=(_write(after),), events=(audit(snapshot, f"cycle-{verb}", because, cycle=cycle_id, note=note),)
+    )
+
+
+def need_cycle(snapshot: Snapshot, cycle_id: str) -> Cycle:
+    """The cycle. Raises NotFound, naming cycles that are spelled alike."""
+    cycle = snapshot.cycles.get(cycle_id)
+    if cycle is None:
+        raise NotFound(f"no cycle is called {cycle_id[:80]!r}{alike(cycle_id, snapshot.cycles)}")
+    return cycle
+
+
+def _write(cycle: Cycle) -> RecordWrite:
+    return RecordWrite(key=f"cycles/{cycle.id}", value=msgspec.json.encode(cycle))
+
+
+def _swept(snapshot: Snapshot) -> list[RecordWrite]:
+    """The oldest ended cycles beyond ``KEPT_CYCLES``, so that the store does not grow without bound."""
+    in_use = {m.cycle for m in snapshot.machines.values() if m.state is not State.IN_SERVICE}
+    ended = sorted(
+        (c for c in snapshot.cycles.values() if c.state in ENDED and c.id not in in_use), key=lambda c: c.changed
+    )
+    excess = ended[: max(0, len(ended) - KEPT_CYCLES)][:32]
+    return [RecordWrite(key=f"cycles/{c.id}", value=None) for c in excess]
+
+
+def _selectable(snapshot: Snapshot, selector: str) -> str:
+    """What a selector that matches nothing may have meant: known keys and values near its terms."""
+    values: dict[str, set[str]] = {key: set() for key in OWN_KEYS}
+    for machine in snapshot.machines.values():
+        for key in OWN_KEYS:
+            values[key].add(str(getattr(machine, key)))
+        for key, value in machine.labels.items():
+            values.setdefault(key, set()).add(value)
+    hints = []
+    for key, value in _TERM.findall(selector):
+        bare = key.removeprefix("label.")
+        if bare not in values:
+            hints.append(f"no machine has {bare!r}{alike(bare, values) or f'; known: {_some(values)}'}")
+        elif value and not any(c in value for c in "*?[") and value not in values[bare]:
+            hints.append(f"no {bare} is {value!r}{alike(value, values[bare]) or f'; known: {_some(values[bare])}'}")
+    said = "; ".join(hints) or f"{len(snapshot.machines)} machines are known"
+    return f"a selector that matches a machine ({said}); allow_empty starts the cycle all the same"
+
+
+def _some(known: Iterable[str]) -> str:
+    names = sorted(k for k in known if k)
+    return ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")

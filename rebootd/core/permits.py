@@ -1,0 +1,101 @@
+"""May this machine reboot now? The last check before the point of no return (S3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rebootd.core.decision import PermitVerdict
+from rebootd.core.model import Blocker, State
+
+if TYPE_CHECKING:
+    from rebootd.core.model import Machine
+    from rebootd.core.view import View
+    from rebootd.core.wire import PermitRequest
+
+
+def judge(
+    view: View, machine: Machine, request: PermitRequest | None
+) -> tuple[PermitVerdict | None, tuple[Blocker, ...]]:
+    """The verdict on ``request`` (None when nobody asks) and why the machine waits.
+
+    A boot_id gets one permit. The same nonce gets the same answer; when the permit's time has run
+    out, the same nonce has it renewed after the same checks, which gives no second reboot: the
+    boot_id is gone after the first. Another nonce for that boot_id is refused for good.
+    """
+    blockers = permit_blockers(view, machine)
+    if request is None:
+        waits = Blocker(
+            kind="agent", what="its agent prepares the reboot", since=machine.since, clears="the machine's agent"
+        )
+        return None, (*blockers, waits)
+    final = _final_refusal(machine, request)
+    if final:
+        return PermitVerdict(granted=False, reason=final, final=True), blockers
+    permit = machine.permit
+    if machine.state is State.REBOOTING and permit is not None and permit.until > view.now:
+        # Granted and committed already: the first answer was lost on its way.
+        return PermitVerdict(granted=True), ()
+    if blockers:
+        return PermitVerdict(granted=False, reason="; ".join(b.what for b in blockers)), blockers
+    return PermitVerdict(granted=True), ()
+
+
+def _final_refusal(machine: Machine, request: PermitRequest) -> str:
+    permit = machine.permit
+    if machine.machine_id and request.machine_id != machine.machine_id:
+        return f"machine-id {request.machine_id} is not that of the record"
+    if request.boot_id != machine.boot_id:
+        return f"boot_id {request.boot_id} is not the present one of the record ({machine.boot_id})"
+    if permit is not None and permit.boot_id == request.boot_id and permit.nonce != request.nonce:
+        return f"boot_id {request.boot_id} was given its one permit under another nonce"
+    if machine.state not in {State.DRAINED, State.REBOOTING, State.HELD}:
+        return f"the machine is {machine.state.value}, not drained"
+    return ""
+
+
+def permit_blockers(view: View, machine: Machine) -> tuple[Blocker, ...]:
+    """Everything that keeps a drained machine from rebooting now."""
+    out: list[Blocker] = [*view.stops]
+    if machine.cycle:
+        stop = view.cycle_stop(machine.cycle)
+        if stop is not None:
+            out.append(stop)
+        out += view.closed
+    hold = view.hold_of(machine)
+    if hold is not None:
+        out.append(
+            Blocker(
+                kind="hold", what=f"{hold.kind} {hold.name} is held", since=hold.since, clears="rebootctl release"
+            )
+        )
+    capacity = view.capacity
+    for tally in (capacity.racks[machine.rack], *capacity.limits_of(machine)):
+        if tally.over:
+            out.append(
+                Blocker(kind="limit", what=tally.sentence(), since=tally.oldest, clears="machines coming back")
+            )
+    if len(capacity.open) > view.snapshot.policy.open_racks:
+        out.append(open_racks(view))
+    lock = view.snapshot.racks.get(machine.rack)
+    if lock is None or lock.holder != "ours":
+        out.append(
+            Blocker(
+                kind="rack-lock",
+                what=f"the lock of rack {machine.rack} was lost and is not held again yet",
+                since=view.now,
+                clears="the leader, as soon as the lock is free",
+            )
+        )
+    return tuple(out)
+
+
+def open_racks(view: View) -> Blocker:
+    """The blocker that too many open racks are."""
+    opened = view.capacity.open
+    named = ", ".join(f"{rack} ({why})" for rack, why in sorted(opened.items())[:5])
+    return Blocker(
+        kind="racks",
+        what=f"{len(opened)} of at most {view.snapshot.policy.open_racks} racks open: {named}",
+        since=view.now,
+        clears="the open rack, when its last machine is back",
+    )

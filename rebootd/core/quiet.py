@@ -1,0 +1,22 @@
+"""Whether a machine in service has nothing new to say: the commonest case, and the one to be quick in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rebootd.core.model import Machine
+    from rebootd.core.wire import Report
+
+
+def quiet(machine: Machine, report: Report) -> bool:
+    """True when the report changes nothing that the record holds."""
+    return (
+        machine.boot_id == report.boot_id
+        and machine.kernel == report.kernel
+        and machine.labels == report.labels
+        and machine.reboot_required is report.reboot_required
+        and machine.reboot_reasons == report.reboot_reasons
+        and machine.chassis == report.chassis
+        and (machine.rack == report.rack or not report.rack)
+    )

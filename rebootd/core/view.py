@@ -1,0 +1,106 @@
+"""What one decision works out once and uses for every machine: capacity, windows, global blockers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rebootd.core.advance import ENDED
+from rebootd.core.limits import Capacity
+from rebootd.core.model import Blocker, CycleState
+from rebootd.core.windows import judge_windows
+
+if TYPE_CHECKING:
+    from rebootd.core.model import Cycle, Hold, Machine, Snapshot
+
+
+def utc(at: float) -> str:
+    """A time as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class View:
+    """One snapshot, prepared for deciding. Never outlives the decision."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.now = snapshot.now
+        self.epoch = snapshot.epoch
+        self.capacity = Capacity(snapshot)
+        self.cycles = sorted(
+            (c for c in snapshot.cycles.values() if c.state not in ENDED), key=lambda c: (c.created, c.id)
+        )
+        self.running = [c for c in self.cycles if c.state is CycleState.RUNNING]
+        self.stops = self._stops()
+        self.closed = self._closed()
+
+    def hold_of(self, machine: Machine) -> Hold | None:
+        """The hold that applies to the machine, its own before its rack's."""
+        return self.snapshot.machine_holds.get(machine.name) or self.snapshot.rack_holds.get(machine.rack)
+
+    def _stops(self) -> tuple[Blocker, ...]:
+        """What keeps every machine from going out, for a cycle and for a hold alike."""
+        out = []
+        halt = self.snapshot.halt
+        if halt is not None:
+            out.append(
+                Blocker(
+                    kind="halt",
+                    what=f"everything is halted: {halt.reason or 'no reason given'}",
+                    since=halt.since,
+                    clears="an operator: rebootctl unhalt",
+                )
+            )
+        out += [
+            Blocker(kind="store", what=f, since=self.now, clears="whoever runs Consul") for f in self.snapshot.faults
+        ]
+        return tuple(out)
+
+    def _closed(self) -> tuple[Blocker, ...]:
+        """What keeps machines from going out for a cycle: windows, and a clock nobody can trust."""
+        out = []
+        snapshot, policy = self.snapshot, self.snapshot.policy
+        if abs(snapshot.clock_skew) > policy.clock_tolerance:
+            out.append(
+                Blocker(
+                    kind="clock",
+                    what=f"the leader's clock is {snapshot.clock_skew:+.0f} s off the median of its agents' "
+                    f"(tolerated: {policy.clock_tolerance:.0f} s), so windows count as closed",
+                    since=snapshot.leading_since,
+                    clears="whoever keeps the hosts' clocks",
+                )
+            )
+        verdict = judge_windows(policy, snapshot.windows, self.now)
+        if not verdict.open:
+            when = f"the next opens at {utc(verdict.next)}" if verdict.next is not None else "none is planned"
+            out.append(
+                Blocker(
+                    kind="window",
+                    what=f"no maintenance window is open; {when}",
+                    since=0.0,
+                    clears="time, or an operator: rebootctl window open",
+                )
+            )
+        return tuple(out)
+
+    def cycle_stop(self, cycle_id: str) -> Blocker | None:
+        """Why the cycle that a machine is out for no longer wants it rebooted, if so."""
+        cycle = self.snapshot.cycles.get(cycle_id)
+        if cycle is None:
+            return Blocker(kind="cycle", what=f"cycle {cycle_id} is gone", since=self.now, clears="nobody")
+        if cycle.state is CycleState.RUNNING:
+            return None
+        return cycle_blocker(cycle)
+
+
+def cycle_blocker(cycle: Cycle) -> Blocker:
+    """The blocker that a cycle which is not running is."""
+    why = f": {cycle.why}" if cycle.why else ""
+    return Blocker(
+        kind="cycle",
+        what=f"cycle {cycle.id} is {cycle.state.value}{why}",
+        since=cycle.changed,
+        clears=f"an operator: rebootctl cycle resume {cycle.id}"
+        if cycle.state not in ENDED
+        else "nobody: the cycle has ended",
+    )

@@ -1,0 +1,60 @@
+"""``rebootd agent`` as it is, but able to kill itself: CRASH_AT=<n> names the n-th point at which SIGKILL comes.
+
+Points are right before and right after each journal write, each hook folder, each start of the reboot command, and
+each request; they are counted in the order in which they are passed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from rebootd.agent import boot, client, host, journal, runner
+from rebootd.cli.agent import agent
+
+_passed = 0
+_fatal = int(os.environ.get("CRASH_AT") or -1)
+
+
+def point(name: str) -> None:
+    global _passed
+    if _passed == _fatal:
+        print(f"CRASH at point {_passed}: {name}", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    _passed += 1
+
+
+def around(function: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(function)
+    async def wrapped(*arguments: Any, **named: Any) -> Any:
+        point(f"before {name}")
+        result = await function(*arguments, **named)
+        point(f"after {name}")
+        return result
+
+    return wrapped
+
+
+def main() -> None:
+    write = journal.Journal._write
+
+    def wrapped(self: journal.Journal, data: bytes) -> None:
+        point("before a journal write")
+        write(self, data)
+        point("after a journal write")
+
+    journal.Journal._write = wrapped  # type: ignore[method-assign]
+    host.Host.reboot = around(host.Host.reboot, "the reboot command")  # type: ignore[assignment,method-assign]
+    client.Coordinators.permit = around(client.Coordinators.permit, "the permit")  # type: ignore[assignment,method-assign]
+    hooks = around(runner.run_hooks, "hooks")
+    runner.run_hooks = hooks  # type: ignore[assignment]
+    boot.run_hooks = hooks  # type: ignore[assignment]
+    agent()
+
+
+if __name__ == "__main__":
+    main()
