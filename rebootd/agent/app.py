@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FIRST_DETECTION = 2.0
 """Seconds that the first report waits for detection; after that it says unknown."""
 STATE_EVERY = 15.0
+_MARKS = {True: "set", False: "clear", None: "unknown"}
 _log = structlog.get_logger("rebootd.agent")
 
 
@@ -164,7 +165,7 @@ class Agent:
             reboot_required=self._finding.required.value,
             reboot_reasons=self._finding.reasons,
             boot_check=record.boot_check.status,
-            out_mark={True: "set", False: "clear", None: "unknown"}[self._keeper.standing],
+            out_mark="none" if self._settings.mark == "none" else _MARKS[self._keeper.standing],
             by_hand=record.by_hand,
             problem="; ".join(dict.fromkeys(p for p in problems if p)),
             pid=os.getpid(),

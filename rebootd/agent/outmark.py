@@ -150,7 +150,7 @@ class MarkKeeper:
                 self.problem, self.standing = str(error), None
                 pause = min(pause * 2, 5.0)
             else:
-                if self.standing is not out:
+                if self.standing is not out and not isinstance(self._mark, NoMark):
                     _log.info("out mark set" if out else "out mark clear")
                 self.problem, self.standing, pause = "", out, 0.2
             async with self._changed:

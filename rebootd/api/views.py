@@ -210,7 +210,7 @@ def holds(snapshot: Snapshot) -> shapes.Holds:
 
 def alarms(snapshot: Snapshot) -> tuple[shapes.Alarm, ...]:
     """What a person must look at, the gravest first."""
-    out = [shapes.Alarm(kind="store", what=fault, since=snapshot.now) for fault in snapshot.faults]
+    out = [shapes.Alarm(kind="store", what=what, since=snapshot.now) for what in (*snapshot.faults, *snapshot.alarms)]
     out += [shapes.Alarm(kind="conflict", what=what, machine=name) for name, what in sorted(snapshot.conflicts.items())]
     out += [
         shapes.Alarm(kind="aside", what=f"record cannot be read: {a.error}", since=a.since, machine=a.name)

@@ -80,7 +80,9 @@ def _token(path: Path | None) -> str:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not ASCII"
-        raise Trouble(f"--token-file: {str(path)!r} is not accepted; expected a readable file ({reason})", BAD_INPUT) from None
+        raise Trouble(
+            f"--token-file: {str(path)!r} is not accepted; expected a readable file ({reason})", BAD_INPUT
+        ) from None
     if not token or any(c <= " " or c > "~" for c in token):
         raise Trouble(f"--token-file: {str(path)!r} is not accepted; expected one token in it", BAD_INPUT)
     return token

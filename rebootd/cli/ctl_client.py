@@ -21,6 +21,8 @@ T = TypeVar("T")
 FAILED, BAD_INPUT, UNREACHABLE = 1, 2, 3
 HOPS = 5
 PAUSE = 0.3
+NOT_REACHED_FOR = 60.0
+"""Seconds without a leader after which a command that follows gives up."""
 STREAM_SILENCE = 45.0
 """Seconds without even a heartbeat after which an event stream counts as dead."""
 
@@ -159,7 +161,8 @@ def _normal(server: str) -> str:
         good, port = None, None
     if not good or "@" in url:
         raise Trouble(
-            f"--server: {server!r} is not accepted; expected http://host:port, or srv:<name> to look up in DNS", BAD_INPUT
+            f"--server: {server!r} is not accepted; expected http://host:port, or srv:<name> to look up in DNS",
+            BAD_INPUT,
         )
     return url.rstrip("/") if port else f"{url.rstrip('/')}:8473"
 

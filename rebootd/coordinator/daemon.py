@@ -120,7 +120,6 @@ class Daemon:
             "leading": leader is not None,
             "epoch": leader.epoch if leader is not None else 0,
             "leader": seen.id if seen is not None else "",
-            "alarms": leader.alarms if leader is not None else [],
         }
 
     def look(self) -> tuple[Snapshot, Decision, int] | None:

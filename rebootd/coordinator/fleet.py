@@ -113,7 +113,7 @@ class Fleet:
         try:
             machine = decode(entry.value, Machine)
             if machine.name != name:
-                raise msgspec.ValidationError(f"the name inside is {machine.name!r}")  # noqa: TRY301  # one handler below
+                raise msgspec.ValidationError(f"the name inside is {machine.name!r}")
         except msgspec.MsgspecError as error:
             kept = self.machines.pop(name, None)
             rack = kept.rack if kept else self.catalog.get(name, "")
@@ -215,6 +215,7 @@ class Fleet:
             clock_skew=clock_skew,
             leader_node=leader_node,
             faults=tuple(self.faults.values()),
+            alarms=tuple(self.alarms.values()),
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
+from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
 from rebootd.coordinator.fleet import Fleet
 from rebootd.coordinator.locks import RackLocks
@@ -23,8 +24,7 @@ from rebootd.coordinator.waiting import Waiting
 from rebootd.coordinator.work import Planner, Work, landed
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision
-from rebootd.core.errors import InvalidInput, NotFound, NotLeader, RebootdError, Refused, StoreError, Unreachable
-from rebootd.core.model import Event
+from rebootd.core.errors import InvalidInput, NotFound, NotLeader, OutcomeUnknown, RebootdError, Refused, StoreError, Unreachable
 from rebootd.store.port import Set
 from rebootd.store.writer import Blocked, Committed, Dropped, FencedWriter, Step
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rebootd.consul.leadership import Leadership
     from rebootd.coordinator.metrics import Metrics
-    from rebootd.core.model import Snapshot
+    from rebootd.core.model import Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
     from rebootd.store.port import Op, Store
 
@@ -100,6 +100,7 @@ class Leader:
         self._skew = 0.0
         self._skew_at = 0.0
         self._closed = False
+        self._running: asyncio.Future[Change] | None = None
         self._writer = FencedWriter(
             store,
             self._keys.leader,
@@ -150,6 +151,9 @@ class Leader:
         self._closed = True
         self.reception.close()
         self._ring.close()
+        if self._running is not None and not self._running.done():
+            # Its write was under way: only the next leader's records can tell whether it landed.
+            self._running.set_exception(OutcomeUnknown("leadership ended while it was being written"))
         while self._plans:
             _, future = self._plans.popleft()
             if not future.done():
@@ -210,7 +214,10 @@ class Leader:
     async def _follow_catalog(self) -> None:
         while True:
             await asyncio.sleep(CATALOG_EVERY)
-            await self._look_up(force=True)
+            await self._look_up()
+            for name in list(self.fleet.asides):
+                # Somebody may have put the record right.
+                await self._read_again(self._keys.machine(name))
 
     async def _look_up(self, *, force: bool = False) -> None:
         """Learns the catalog's nodes and their racks."""
@@ -296,17 +303,23 @@ class Leader:
 
     async def _reload(self, work: Work) -> None:
         """Reads again what a dropped step had wrong; a record that was edited by hand is taken as it is."""
-        now = self._wall()
         for key in dict.fromkeys(work.keys):
-            entry = await self._store.get(key, consistent=True)
-            if entry is None:
-                self.fleet.forget(key, now)
-            else:
-                self.fleet.absorb(entry, now)
+            await self._read_again(key)
         if work.lock:
             # The spare may be what was refused: its session can have been ended by somebody.
             await self._locks.drop(work.session)
         self._dirty.set()
+
+    @retry(
+        retry=retry_if_exception_type(Unreachable), wait=wait_random_exponential(multiplier=0.1, max=2.0), reraise=True
+    )
+    async def _read_again(self, key: str) -> None:
+        """Asks until the store answers: nothing can be decided on a record that is known to be stale."""
+        entry = await self._store.get(key, consistent=True)
+        if entry is None:
+            self.fleet.forget(key, self._wall())
+        else:
+            self.fleet.absorb(entry, self._wall())
 
     def _seal(self, steps: Sequence[Step]) -> Op | None:
         """The event chunk of a transaction rides in it."""
@@ -348,11 +361,6 @@ class Leader:
         """Agents whose requests are open."""
         return len(self._waiting)
 
-    @property
-    def alarms(self) -> list[str]:
-        """What a person should look at."""
-        return [*self.fleet.faults.values(), *self.fleet.alarms.values()]
-
     async def report(self, report: Report) -> Answer:
         """Takes a report and waits as it asks."""
         return await self.reception.report(report, self._decision_now, self._leadership)
@@ -375,14 +383,15 @@ class Leader:
 
     async def _run_plans(self) -> None:
         while self._plans:
-            plan, future = self._plans[0]
+            plan, self._running = self._plans.popleft()
+            future = self._running
             try:
                 change = await self._run_plan(plan)
             except (InvalidInput, NotFound, Refused) as error:
                 outcome: Change | Exception = error
             else:
                 outcome = change
-            self._plans.popleft()
+            self._running = None
             if future.done():
                 continue
             if isinstance(outcome, Change):

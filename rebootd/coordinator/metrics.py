@@ -96,7 +96,8 @@ class FleetCollector(Collector):
         machines = GaugeMetricFamily(
             "rebootd_machines", "Machines by state, rack and cycle", labels=["state", "rack", "cycle"]
         )
-        for (state, rack, cycle), n in Count((m.state.value, m.rack, m.cycle) for m in snapshot.machines.values()).items():
+        counts = Count((m.state.value, m.rack, m.cycle) for m in snapshot.machines.values())
+        for (state, rack, cycle), n in counts.items():
             machines.add_metric([state, rack, cycle], n)
         yield machines
         racks = GaugeMetricFamily("rebootd_rack_locked", "1 for each locked rack", labels=["rack", "holder"])

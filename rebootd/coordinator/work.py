@@ -57,17 +57,16 @@ class Planner:
         self._epoch = epoch
 
     def plan(self, decision: Decision, now: float) -> list[Work]:
-        """All the work of a decision. A step whose rack cannot be locked for want of a session is left for later."""
-        work = []
-        for step in decision.steps:
-            if step.lock and not self._locks.can_lock:
-                continue
-            work.append(self._machine(step, now))
+        """All the work of a decision."""
+        work: list[Work] = []
+        # A step whose rack cannot be locked for want of a session waits for the next tick.
+        work += [self._machine(s, now) for s in decision.steps if not s.lock or self._locks.can_lock]
         for rack in decision.locks:
             if self._locks.can_lock:
                 work.append(self._rack(now, lock=rack))
         work += [self._rack(now, unlock=rack) for rack in decision.unlocks]
         work += [self._cycle(cycle, event) for cycle, event in decision.cycles]
+        work += [self._gone(fleet_key) for fleet_key in decision.prune]
         return work
 
     def change(self, change: Change, now: float) -> Work:
@@ -168,6 +167,11 @@ class Planner:
             unlock=unlock,
             session=session,
         )
+
+    def _gone(self, relative: str) -> Work:
+        key = self._fleet.keys.prefix + relative
+        op = Delete(key=key, cas=self._fleet.index[key])
+        return Work(step=Step(ops=(op,), lane=Lane.BACK.value), events=(), keys=(key,))
 
     def _cycle(self, cycle: Cycle, event: Event) -> Work:
         key = self._fleet.keys.cycle(cycle.id)

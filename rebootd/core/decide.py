@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from rebootd.core.advance import ENDED
 from rebootd.core.admit import Admission, admit, changed, failures, finished
 from rebootd.core.decision import Decision, Lane, MachineStep, PermitVerdict
 from rebootd.core.model import Blocker, CycleState, Event, State
@@ -19,7 +20,12 @@ from rebootd.core.states import WORKING
 from rebootd.core.view import View
 
 if TYPE_CHECKING:
-    from rebootd.core.model import Cycle, Machine, Snapshot
+    from rebootd.core.model import Cycle, Snapshot
+
+KEPT_CYCLES = 50
+"""Ended cycles that stay to be looked at."""
+KEPT_WINDOW = 86400.0
+"""Seconds that a one-shot window stays to be looked at after its end."""
 
 
 def decide(snapshot: Snapshot) -> Decision:
@@ -67,6 +73,7 @@ def decide(snapshot: Snapshot) -> Decision:
         cycles=tuple(_cycles(view)),
         reasons=reasons,
         permits=permits,
+        prune=_prune(view),
     )
 
 
@@ -77,6 +84,14 @@ def _no_verdict(snapshot: Snapshot, name: str) -> PermitVerdict:
     if machine.state in WORKING or machine.state is State.HELD:
         return PermitVerdict(granted=False, reason=f"the machine is {machine.state.value}, and must come back first")
     return PermitVerdict(granted=False, reason=f"the machine is {machine.state.value}, not drained", final=True)
+
+
+def _prune(view: View) -> tuple[str, ...]:
+    """Ended cycles beyond the newest few, and one-shot windows that are long over."""
+    snapshot = view.snapshot
+    ended = sorted((c for c in snapshot.cycles.values() if c.state in ENDED), key=lambda c: (c.changed, c.id))
+    old = [f"cycles/{c.id}" for c in ended[: max(0, len(ended) - KEPT_CYCLES)]]
+    return (*old, *(f"windows/{w.id}" for w in snapshot.windows if view.now - w.end > KEPT_WINDOW))
 
 
 def _lost_locks(view: View) -> tuple[str, ...]:

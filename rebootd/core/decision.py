@@ -6,16 +6,13 @@ they add write ids and indexes, and never a rule.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from rebootd.core.model import Blocker, Cycle, Event, Machine
 from rebootd.core.wire import Directive
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class Lane(StrEnum):
@@ -37,8 +34,8 @@ class Guard(StrEnum):
 class MachineStep(msgspec.Struct, frozen=True, kw_only=True):
     """One machine's next record and the events on the way there (oldest first).
 
-    ``before`` is None for a machine that has no record yet; ``after`` None deletes the record. ``lock`` and ``unlock`` name a rack
-    whose lock is taken or given up in the same transaction.
+    ``before`` is None for a machine that has no record yet; ``after`` None deletes the record. ``lock`` and ``unlock``
+    name a rack whose lock is taken or given up in the same transaction.
     """
 
     name: str
@@ -63,9 +60,9 @@ class PermitVerdict(msgspec.Struct, frozen=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What :func:`rebootd.core.decide.decide` says of one snapshot.
 
-    ``reasons`` has an entry for every machine that waits for something. ``locks`` and ``unlocks``
-    are racks whose lock is wanted or given up without a machine's step. ``cycles`` are changed cycle records with their
-    events.
+    ``reasons`` has an entry for every machine that waits for something. ``locks`` and ``unlocks`` are racks whose lock
+    is wanted or given up without a machine's step. ``cycles`` are changed cycle records with their events. ``prune``
+    are keys (relative to the prefix) of records that nobody needs any more: nothing in the store grows for ever.
     """
 
     steps: tuple[MachineStep, ...] = ()
@@ -74,6 +71,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     cycles: tuple[tuple[Cycle, Event], ...] = ()
     reasons: Mapping[str, tuple[Blocker, ...]] = {}
     permits: Mapping[str, PermitVerdict] = {}
+    prune: tuple[str, ...] = ()
 
 
 class RecordWrite(msgspec.Struct, frozen=True, kw_only=True):

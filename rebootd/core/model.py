@@ -197,7 +197,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     ``conflicts`` maps names under which two machine-ids report to a sentence that tells which.
     ``halt`` None means no halt. ``leading_since`` is when this leader began (for the settle time);
     ``clock_skew`` is the leader's clock minus the median of its agents' clocks, in seconds.
-    ``asking`` are agents' permit requests that wait for a verdict. ``leader_node`` is the machine that the leader itself runs on (rebooted last in its rack).
+    ``asking`` are agents' permit requests that wait for a verdict. ``leader_node`` is the machine that the
+    leader itself runs on (rebooted last in its rack). ``faults`` are sentences about the store: while there is
+    one, nothing goes out. ``alarms`` are sentences that a person should read and that block nothing.
     """
 
     now: float
@@ -218,6 +220,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     clock_skew: float = 0.0
     leader_node: str = ""
     faults: tuple[str, ...] = ()
+    alarms: tuple[str, ...] = ()
 
 
 class Blocker(msgspec.Struct, frozen=True):

@@ -51,6 +51,7 @@ from rebootd.core.errors import Conflict, Denied, Failed, FenceLost, OutcomeUnkn
 from rebootd.store.port import MAX_BODY, MAX_OPS, CheckSession, Delete, Entry, Op, Set, Store
 from rebootd.store.writer_proof import is_dead, looks_landed, witnesses
 from rebootd.store.writer_steps import (
+    VALUED,
     Batch,
     Blocked,
     Committed,
@@ -210,7 +211,7 @@ class FencedWriter:
             if doubt or looks_landed(ops, failed):
                 landed, doubt = await self._settle(ops, failed, list(dropped), doubt)
             if landed is not None:
-                return _committed(items, dict.fromkeys((op.key for op in ops if not isinstance(op, Delete)), landed))
+                return _committed(items, {op.key: landed for op in ops if isinstance(op, VALUED)})
             if self._ended:
                 return None
             if seal and not dropped:
@@ -310,7 +311,7 @@ _OUTCOMES = {Conflict: "refused", Denied: "denied", TooLarge: "too-large"}
 
 def _committed(items: Sequence[Item], indexes: dict[str, int]) -> None:
     for item in items:
-        item.resolve(Committed({key: indexes[key] for key in item.writes if key in indexes}))
+        item.resolve(Committed({key: indexes[key] for key in item.keys if key in indexes}))
 
 
 def _sort_out(

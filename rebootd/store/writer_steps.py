@@ -98,9 +98,9 @@ class Batch:
 
 
 class Item:
-    """One step on its way: where its outcome goes, the keys it needs, and its size."""
+    """One step on its way: where its outcome goes, its keys (True: it writes it) and its size."""
 
-    __slots__ = ("batch", "guards", "ops", "position", "reads", "size", "step", "waits", "writes")
+    __slots__ = ("batch", "guards", "keys", "ops", "position", "size", "step", "waits")
 
     def __init__(self, step: Step, batch: Batch, position: int) -> None:
         self.step = step
@@ -108,11 +108,14 @@ class Item:
         self.position = position
         self.ops = step.ops
         self.guards = step.guards
-        self.writes = {op.key for op in step.ops if isinstance(op, WRITES)}
-        self.reads = {op.key for op in step.guards}
-        self.reads.update(op.key for op in step.ops if not isinstance(op, WRITES))
-        self.reads -= self.writes
-        self.size = sum(map(op_size, step.ops)) + sum(map(op_size, step.guards))
+        self.keys: dict[str, bool] = {}
+        self.size = 0
+        for guard in step.guards:
+            self.keys[guard.key] = False
+            self.size += op_size(guard)
+        for op in step.ops:
+            self.keys[op.key] = isinstance(op, WRITES) or self.keys.get(op.key, False)
+            self.size += op_size(op)
         self.waits = 0
 
     def resolve(self, outcome: Outcome) -> None:
@@ -172,23 +175,21 @@ class Queue:
 
     def add(self, item: Item) -> None:
         """Queues a step behind all that were added before."""
-        for keys, write in ((item.writes, True), (item.reads, False)):
-            for name in keys:
-                key = self._keys.get(name)
-                if key is None:
-                    key = self._keys[name] = _Key()
-                if key.waiting or not key.take(write):
-                    key.waiting.append((item, write))
-                    item.waits += 1
+        for name, write in item.keys.items():
+            key = self._keys.get(name)
+            if key is None:
+                key = self._keys[name] = _Key()
+            if key.waiting or not key.take(write):
+                key.waiting.append((item, write))
+                item.waits += 1
         if not item.waits:
             self._lanes.setdefault(item.step.lane, deque()).append(item)
 
     def release(self, items: Iterable[Item]) -> None:
         """The keys of these steps are free again."""
         for item in items:
-            for keys, write in ((item.writes, True), (item.reads, False)):
-                for name in keys:
-                    self._release(name, write)
+            for name, write in item.keys.items():
+                self._release(name, write)
 
     def _release(self, name: str, write: bool) -> None:
         key = self._keys[name]

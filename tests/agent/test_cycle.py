@@ -196,7 +196,7 @@ async def test_no_coordinator_stays_out_and_break_glass(coordinator: FakeCoordin
     await host.start()
     await eventually(lambda: host.state().get("waiting_for") == "a coordinator that answers")
     assert not host.state()["in_service"]
-    assert "stays out of service and keeps asking" in host.log.read_text()
+    await eventually(lambda: "stays out of service and keeps asking" in host.log.read_text())
     code, output = await host.command("status", "--json")
     assert code == 1
     assert json.loads(output)["in_service"] is False

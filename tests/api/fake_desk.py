@@ -80,9 +80,7 @@ class FakeDesk:
 
     async def report(self, report: Report) -> Answer:
         snapshot = self.snapshot()
-        self.state = replace(
-            self.state, observed={**snapshot.observed, report.name: Observation(report, snapshot.now)}
-        )
+        self.state = replace(self.state, observed={**snapshot.observed, report.name: Observation(report, snapshot.now)})
         await self.tick()
         async with self.news:
             try:

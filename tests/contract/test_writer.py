@@ -342,7 +342,8 @@ async def test_an_outage_is_waited_out(bench: Bench) -> None:
 async def test_landed_although_its_guard_would_refuse_it_now(bench: Bench) -> None:
     """A halt that comes right after a permit landed does not make the permit unsaid."""
     bench.store.faults.fates.append(LOST_REPLY)
-    writing = asyncio.create_task(bench.one(step("m", 0, HALT)))
+    policy = CheckIndex("policy", (await bench.other.commit([Set("policy", b"")]))["policy"])
+    writing = asyncio.create_task(bench.one(step("m", 0, HALT, policy)))
     await asyncio.sleep(0.01)
     await bench.other.commit([Set("halt", b"stop")])
     assert await writing == Committed({"m": await bench.index("m")})

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
-PORTS = ("http", "dns", "serf_lan", "serf_wan", "server")
+PORTS = ("http", "https", "dns", "serf_lan", "serf_wan", "server")
 _handed_out: set[int] = set()
 
 
@@ -91,8 +91,8 @@ class Agent:
             "bind_addr": "127.0.0.1",
             "client_addr": "127.0.0.1",
             "data_dir": str(folder / "data"),
-            "ports": {**self.ports, "grpc": -1, "https": -1},
-            "performance": {"raft_multiplier": 1},
+            "ports": {**self.ports, "grpc": -1} | ({} if "cert_file" in config else {"https": -1}),
+            "performance": {"raft_multiplier": 1, "leave_drain_time": "100ms"},
             "disable_update_check": True,
             "log_level": "INFO",
         } | config

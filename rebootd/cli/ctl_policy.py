@@ -1,0 +1,81 @@
+"""rebootctl policy: show, diff, apply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from rebootd.cli.ctl_common import Ctl, CtlGroup, reason_option, table, text, with_ctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from rebootd.api import shapes
+    from rebootd.core.operations_policy import PolicyDiff
+
+_file = click.argument("file", type=click.File("rb"))
+
+
+@click.group(cls=CtlGroup)
+def policy() -> None:
+    """Show, compare and apply the policy: what is allowed, as one YAML file."""
+
+
+@policy.command(example="rebootctl policy show\nrebootctl policy show --effective > policy.yaml")
+@click.option("--effective", is_flag=True, help="With every default written out.")
+@with_ctl
+def show(ctl: Ctl, effective: bool) -> None:
+    """Show the policy as it is stored."""
+    from rebootd.api.shapes import PolicyShow
+
+    def render(p: shapes.PolicyShow) -> Iterator[RenderableType]:
+        if not p.text:
+            yield text("# no policy is stored; these defaults hold. Change some: rebootctl policy apply FILE")
+        yield text((p.effective if effective or not p.text else p.text).rstrip())
+
+    ctl.show(ctl.client.ask("GET", "/v1/policy"), PolicyShow, render)
+
+
+@policy.command(example="rebootctl policy diff policy.yaml")
+@_file
+@with_ctl
+def diff(ctl: Ctl, file: BinaryIO) -> None:
+    """Show what FILE would change: fields, and the machines under limits that change."""
+    from rebootd.core.operations_policy import PolicyDiff
+
+    ctl.show(ctl.client.ask("POST", "/v1/policy/diff", file.read()), PolicyDiff, _diff)
+
+
+def _diff(d: PolicyDiff) -> Iterator[RenderableType]:
+    if not d.fields:
+        yield text("no difference")
+        return
+    rows = [(f.field, (f.old or "-", "red"), (f.new or "-", "green")) for f in d.fields]
+    yield table(("field", "now", "then"), rows)
+    for limit in d.limits:
+        some = ", ".join(limit.examples) + (" ..." if limit.machines > len(limit.examples) else "")
+        yield text(f"limit {limit.limit} concerns {limit.machines} machines{f': {some}' if some else ''}")
+    if d.fleet_wide:
+        yield text("the other fields concern every machine" if d.limits else "this concerns every machine")
+
+
+@policy.command(example="rebootctl policy apply policy.yaml --reason 'two racks at once'")
+@_file
+@reason_option
+@with_ctl
+def apply(ctl: Ctl, file: BinaryIO, reason: str) -> None:
+    """Check FILE and put it in force. A file with a mistake changes nothing."""
+    from rebootd.api.shapes import PolicyApplied
+
+    def render(p: shapes.PolicyApplied) -> Iterator[RenderableType]:
+        yield from _diff(p.diff)
+        yield text(p.done)
+
+    raw = ctl.client.ask("PUT", "/v1/policy", file.read(), by=ctl.by, reason=reason)
+    ctl.show(raw, PolicyApplied, render)
+
+
+COMMANDS = (policy,)

@@ -1,0 +1,200 @@
+"""The fenced writer under random faults: what it says of a step is what became of it.
+
+Several callers write records that they read before, on few keys, with guards that come and go. Answers are lost, writes
+land late or never, people edit records, and at some time another leader takes over. Afterwards everything that was
+still on its way lands, and the list of what landed is compared with what the writer said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from itertools import count
+from typing import TYPE_CHECKING
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from rebootd.core.errors import Conflict, FenceLost
+from rebootd.store.memory import LOST_REPLY, NEVER, Fate, MemoryStore, late
+from rebootd.store.port import CheckIndex, CheckNotExists, CheckSession, Delete, Entry, Lock, Op, Set
+from rebootd.store.writer import Committed, Dropped, FencedWriter, Outcome, Step
+from rebootd.store.writer_proof import write_id
+from tests.support.virtual_time import run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KEYS = ["m/0", "m/1", "m/2", "m/3"]
+
+fates = st.one_of(
+    st.just(Fate()),
+    st.sampled_from([LOST_REPLY, NEVER, Fate(0.3), Fate(20.0)]),
+    st.sampled_from([0.05, 0.2, 0.5, 1.0, 5.0, 60.0]).map(late),
+)
+wishes = st.tuples(
+    st.lists(st.sampled_from(KEYS), min_size=1, max_size=2, unique=True),
+    st.sampled_from(["", "", "halt", "policy", "lock"]),
+    st.sampled_from(["back", "out"]),
+)
+calls = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 1.0, 7.0]), st.lists(wishes, min_size=1, max_size=4)), max_size=4)
+troubles = st.lists(
+    st.tuples(st.sampled_from([0.02, 0.1, 0.3, 2.0]), st.sampled_from(["halt", "policy", "edit", "outage", "lock"])),
+    max_size=12,
+)
+
+
+class Story:
+    """One run: what is told to the writer, what it says, what lands."""
+
+    def __init__(self, script: list[Fate]) -> None:
+        self.store = MemoryStore()
+        self.people = MemoryStore(self.store.consul)
+        self.script = iter(script)
+        self.said: dict[str, Outcome | None] = {}
+        self.keys: dict[str, list[str]] = {}
+        self.landed: Counter[str] = Counter()
+        self.landed_at: dict[str, int] = {}
+        self.fenced: list[str] = []
+        self.ids = count()
+
+    async def begin(self) -> None:
+        self.session = await self.store.create_session("a", lock_delay=1)
+        ops: list[Op] = [Lock("leader", b"", self.session), Set("policy", b"0"), Set("m/0", b"{}"), Set("m/1", b"{}")]
+        await self.store.commit(ops)
+        self.store.consul.observers.append(self.observe)
+        self.store.faults.choose = lambda _: next(self.script, None)
+        self.writer = FencedWriter(
+            self.store, "leader", self.session, new_write_id=lambda: f"w{next(self.ids)}", jitter=lambda: 0.5
+        )
+
+    def observe(self, index: int, ops: Sequence[Op]) -> None:
+        if not isinstance(ops[0], CheckSession):
+            return
+        self.fenced.append(ops[0].session)
+        for stamp in {write_id(op.value) for op in ops if isinstance(op, Set) and not op.flags} & self.said.keys():
+            self.landed[stamp] += 1
+            self.landed_at[stamp] = index
+
+    async def call(self, wait: float, wanted: list[tuple[list[str], str, str]]) -> None:
+        await asyncio.sleep(wait)
+        steps, stamps = [], []
+        for keys, guard, lane in wanted:
+            stamp = self.writer.new_write_id()
+            stamps.append(stamp)
+            self.keys[stamp], self.said[stamp] = keys, None
+            ops = [Set(key, json.dumps({"write_id": stamp}).encode(), self.index(key)) for key in keys]
+            locks = [Lock("rack", b"", self.session)] if guard == "lock" else []
+            guards = {"halt": (CheckNotExists("halt"),), "policy": (CheckIndex("policy", self.index("policy")),)}
+            steps.append(Step((*ops, *locks), guards.get(guard, ()), lane))
+        for stamp, outcome in zip(stamps, await self.writer.commit(steps), strict=True):
+            self.said[stamp] = outcome
+
+    def index(self, key: str) -> int:
+        entry = self.entry(key)
+        return entry.modify_index if entry else 0
+
+    def entry(self, key: str) -> Entry | None:
+        return self.store.consul.entries.get(key)
+
+    async def trouble(self, what: str) -> None:
+        if what == "halt":
+            await self.people.commit([Delete("halt") if self.entry("halt") else Set("halt", b"stop")])
+        elif what == "policy":
+            await self.people.commit([Set("policy", b"%d" % next(self.ids))])
+        elif what == "outage":
+            self.store.consul.faults.unavailable = not self.store.consul.faults.unavailable
+        elif what == "edit" and (entry := self.entry("m/0")):  # as `kv get`, an editor and `kv put` do it
+            await self.people.commit([Set("m/0", entry.value + b" ")])
+        elif what == "lock":
+            try:
+                await self.people.commit([Lock("rack", b"", await self.people.create_session("p"))])
+            except Conflict:
+                await self.people.commit([Delete("rack")])
+
+    def check(self) -> None:
+        for stamp, outcome in self.said.items():
+            event(type(outcome).__name__)
+            assert self.landed[stamp] <= 1, f"{stamp} landed twice"
+            if isinstance(outcome, Committed):
+                assert self.landed[stamp] == 1, f"{stamp} was said to be committed"
+                assert outcome.indexes.keys() >= set(self.keys[stamp])
+                assert all(outcome.indexes[key] in {0, self.landed_at[stamp]} for key in self.keys[stamp])
+            elif isinstance(outcome, Dropped) and outcome.settled:
+                assert not self.landed[stamp], f"{stamp} was said to be dropped: {outcome}"
+
+
+async def tell(script: list[Fate], callers: list[list[tuple[float, list[tuple[list[str], str, str]]]]],
+               happenings: list[tuple[float, str]], takeover: float | None) -> None:  # fmt: skip
+    story = Story(script)
+    await story.begin()
+    taken = 0
+    lost: list[FenceLost] = []
+
+    async def caller(rounds: list[tuple[float, list[tuple[list[str], str, str]]]]) -> None:
+        try:
+            for wait, wanted in rounds:
+                await story.call(wait, wanted)
+        except FenceLost as error:
+            lost.append(error)
+
+    async def world() -> None:
+        for wait, what in happenings:
+            await asyncio.sleep(wait)
+            await story.trouble(what) if what == "outage" or not story.store.consul.faults.unavailable else None
+
+    async def rival() -> None:
+        nonlocal taken
+        assert takeover is not None
+        await asyncio.sleep(takeover)
+        story.store.consul.faults.unavailable = False
+        await story.people.destroy_session(story.session)
+        session = await story.people.create_session("b")
+        await asyncio.sleep(1.1)
+        await story.people.commit([Lock("leader", b"", session)])
+        taken = len(story.fenced)
+
+    async with asyncio.TaskGroup() as group:
+        troubling = group.create_task(world())
+        for rounds in callers:
+            group.create_task(caller(rounds))
+        if takeover is not None:
+            group.create_task(rival())
+        await troubling
+        story.store.consul.faults.heal()
+    # Whatever stood in the way of a late write goes away, and everything on its way arrives.
+    await story.people.commit([Delete("halt"), Delete("rack")])
+    await asyncio.sleep(100)
+    story.check()
+    if takeover is None:
+        assert not lost
+    else:
+        assert len(story.fenced) == taken, "something of the old leader landed after the next one had begun"
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(fates, max_size=25), st.lists(calls, min_size=1, max_size=4), troubles, st.none())
+def test_what_the_writer_says_is_what_happened(
+    script: list[Fate],
+    callers: list[list[tuple[float, list[tuple[list[str], str, str]]]]],
+    happenings: list[tuple[float, str]],
+    takeover: float | None,
+) -> None:
+    run(tell(script, callers, happenings, takeover))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(fates, max_size=25),
+    st.lists(calls, min_size=1, max_size=4),
+    troubles,
+    st.sampled_from([0.0, 0.1, 0.5, 3.0, 10.0]),
+)
+def test_nothing_lands_after_the_next_leader_began(
+    script: list[Fate],
+    callers: list[list[tuple[float, list[tuple[list[str], str, str]]]]],
+    happenings: list[tuple[float, str]],
+    takeover: float | None,
+) -> None:
+    run(tell(script, callers, happenings, takeover))
