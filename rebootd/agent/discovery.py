@@ -12,6 +12,7 @@ import dns.exception
 import dns.message
 import dns.name
 import dns.rdatatype
+import dns.resolver
 import msgspec
 
 from rebootd.agent.settings import split_server
@@ -94,11 +95,7 @@ class Discovery:
         return resolver
 
     async def _instances(self, resolver: dns.asyncresolver.Resolver, name: str) -> list[str]:
-        try:
-            # Consul cuts UDP answers to three instances without saying so; TCP has them all.
-            answer = await resolver.resolve(name, "SRV", tcp=True, search=False)
-        except OSError:
-            answer = await resolver.resolve(name, "SRV", search=False)
+        answer = await _resolve(resolver, name, "SRV")
         records = [(r.priority, self._rng.random() / max(r.weight, 1), r.target, r.port) for r in answer]
         urls: list[str] = []
         for _, _, target, port in sorted(records, key=lambda r: r[:2]):
@@ -125,7 +122,7 @@ class Discovery:
             return [literal]
         for kind in ("A", "AAAA"):
             try:
-                answer = await resolver.resolve(target, kind, search=False)
+                answer = await _resolve(resolver, target, kind)
             except _DNS_FAILURES:
                 continue
             found += [record.address for record in answer]
@@ -157,6 +154,14 @@ class Discovery:
 
     def _url(self, address: str, port: int) -> str:
         return f"{self._settings.scheme}://{f'[{address}]' if ':' in address else address}:{port}"
+
+
+async def _resolve(resolver: dns.asyncresolver.Resolver, name: str | dns.name.Name, kind: str) -> dns.resolver.Answer:
+    try:
+        # Consul cuts UDP answers to three instances without saying so; TCP has them all.
+        return await resolver.resolve(name, kind, tcp=True, search=False)
+    except (dns.resolver.NoNameservers, dns.resolver.LifetimeTimeout):
+        return await resolver.resolve(name, kind, search=False)
 
 
 def _literal(name: str) -> str:

@@ -145,7 +145,7 @@ def validate(values: Mapping[str, Any]) -> AgentSettings:
                 raise InvalidInput(field, one, f"one of {', '.join(accepted)}")
     for field in _NEEDED:
         if field in checked and not checked[field]:
-            raise InvalidInput(field, checked[field], "a value that is not empty")
+            raise InvalidInput(field, values[field], "a value that is not empty")
     settings = AgentSettings(**checked)
     _cross_check(settings)
     return settings

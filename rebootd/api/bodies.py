@@ -84,7 +84,11 @@ def _explained(message: str, body: bytes) -> InvalidInput:
 
 def _at(body: bytes, path: str) -> Any:
     """The value that a path of msgspec's leads to, or None when it is not that plain."""
-    value: Any = msgspec.json.decode(body)
+    try:
+        value: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # The mistake was found before the reader came to where it is no JSON at all.
+        return body[:80].decode("utf-8", "replace")
     for key, index in _STEP.findall(path):
         if isinstance(value, dict) and key in value:
             value = value[key]

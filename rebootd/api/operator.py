@@ -106,11 +106,11 @@ async def _body(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 async def _change(
-    request: web.Request, plan: Callable[[Snapshot], Change], said: Callable[[Change], shapes.Done]
+    request: web.Request, plan: Callable[[Snapshot], Change], said: Callable[[Change, Desk], shapes.Done]
 ) -> web.StreamResponse:
     async def act(desk: Desk) -> web.StreamResponse:
         change = await to_the_end(desk.apply(plan))
-        return answer(msgspec.structs.replace(said(change), events=_events(change)))
+        return answer(msgspec.structs.replace(said(change, desk), events=_events(change)))
 
     return await request.app[DOOR].lead(request, act)
 
@@ -119,8 +119,8 @@ def _events(change: Change) -> tuple[Event, ...]:
     return (*change.events, *(e for step in change.steps for e in step.events))
 
 
-def _done(sentence: str, made: str = "") -> Callable[[Change], shapes.Done]:
-    return lambda _change: shapes.Done(done=sentence, id=made)
+def _done(sentence: str, made: str = "") -> Callable[[Change, Desk], shapes.Done]:
+    return lambda _change, _desk: shapes.Done(done=sentence, id=made)
 
 
 async def _forget(request: web.Request) -> web.StreamResponse:
@@ -177,9 +177,13 @@ async def _open_window(request: web.Request) -> web.StreamResponse:
         because=_because(asked),
     )
 
-    def said(change: Change) -> shapes.Done:
+    def said(change: Change, desk: Desk) -> shapes.Done:
         made = change.writes[0].key.removeprefix("windows/")
-        return shapes.Done(done=f"opened window {made}", id=made)
+        policy = desk.snapshot().policy
+        idle = (
+            "" if policy.windows or policy.window_required else "; the policy asks for no window, so it changes nothing"
+        )
+        return shapes.Done(done=f"opened window {made}{idle}", id=made)
 
     return await _change(request, plan, said)
 

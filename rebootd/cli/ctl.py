@@ -28,7 +28,9 @@ Example:
   rebootctl cycle start kernel-6.12.9 --selector role=web --target kernel=6.12.9
   rebootctl cycle watch kernel-6.12.9
 
-Emergency stop without rebootctl: consul kv put rebootd/control/halt "reason"
+\b
+Emergency stop without rebootctl:
+  consul kv put rebootd/control/halt "reason"
 """,
 )
 @click.option(

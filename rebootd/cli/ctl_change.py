@@ -46,10 +46,7 @@ _rack = click.option("--rack", metavar="RACK", help="A whole rack instead of one
 @reason_option
 @with_ctl
 def hold(ctl: Ctl, name: str | None, rack: str | None, reason: str) -> None:
-    """Keep a machine or a rack out of service, from its next drain on, until it is released.
-
-    Without a NAME and --rack, see `rebootctl held` for what is held.
-    """
+    """Keep a machine or a rack out of service until it is released. `rebootctl held` lists holds."""
     kind, target = _target(name, rack)
     ctl.change("PUT", path_of("holds", kind, target), reason=reason)
 

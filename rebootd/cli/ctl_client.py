@@ -27,7 +27,7 @@ STREAM_SILENCE = 45.0
 """Seconds without even a heartbeat after which an event stream counts as dead."""
 
 
-class Trouble(Exception):  # noqa: N818  what went wrong is in its text
+class Trouble(Exception):
     """A command that did not do what was asked. ``code`` is the exit code, ``problem`` the server's JSON."""
 
     def __init__(self, text: str, code: int = FAILED, problem: Mapping[str, Any] | None = None) -> None:

@@ -46,7 +46,8 @@ class Ctl:
         else:
             out = console()
             for part in render(answer):
-                out.print(part)
+                # A line is left to the terminal to fold, so that copying it gives one line.
+                out.print(part, soft_wrap=hasattr(part, "plain"))
         return answer
 
     def change(self, method: str, path: str, **body: Any) -> None:
@@ -165,7 +166,8 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str | tuple[str, str]]
     """A plain table; a cell is text, or text with a style."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    columns = list(columns)
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), show_header=any(columns))
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:

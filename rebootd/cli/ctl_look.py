@@ -214,7 +214,7 @@ def events(ctl: Ctl, follow: bool, limit: int, machine: str, cycle: str) -> None
     """Show what happened, oldest first. With --json, one JSON object a line."""
     asked: dict[str, object] = {"limit": limit, "machine": machine, "cycle": cycle}
     if not follow:
-        shown = sum(_event(ctl, line) > 0 for line in ctl.client.ask("GET", "/v1/events", **asked).splitlines())
+        shown = sum(_event(ctl, line) > 0 for line in ctl.client.ask("GET", "/v1/events", None, **asked).splitlines())
         if not shown and not ctl.as_json:
             click.echo("no events like that")
         return

@@ -29,14 +29,18 @@ def policy() -> None:
 @with_ctl
 def show(ctl: Ctl, effective: bool) -> None:
     """Show the policy as it is stored."""
+    import msgspec
+
     from rebootd.api.shapes import PolicyShow
 
-    def render(p: shapes.PolicyShow) -> Iterator[RenderableType]:
-        if not p.text:
-            yield text("# no policy is stored; these defaults hold. Change some: rebootctl policy apply FILE")
-        yield text((p.effective if effective or not p.text else p.text).rstrip())
-
-    ctl.show(ctl.client.ask("GET", "/v1/policy"), PolicyShow, render)
+    raw = ctl.client.ask("GET", "/v1/policy")
+    if ctl.as_json:
+        click.echo(msgspec.json.format(raw, indent=2))
+        return
+    p = msgspec.json.decode(raw, type=PolicyShow)
+    if not p.text:
+        click.echo("# No policy is stored; these defaults hold. Change some: rebootctl policy apply FILE")
+    click.echo((p.effective if effective or not p.text else p.text).rstrip())
 
 
 @policy.command(example="rebootctl policy diff policy.yaml")

@@ -10,7 +10,7 @@ import socket
 import sys
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -64,7 +64,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @click.command(name="server", context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "REBOOTD"})
-@click.option("--listen", default="127.0.0.1:8473", show_default=True, help="host:port; others than loopback need a token.")
+@click.option("--listen", default="127.0.0.1:8473", show_default=True, help="host:port; beyond loopback it needs a token.")
 @click.option("--advertise", default="", help="host:port or URL at which others reach this daemon.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="The token that every caller must show.")
 @click.option("--health", default="127.0.0.1", show_default=True, help="Address that the local Consul agent can check.")
@@ -197,6 +197,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
     health = HealthThread(settings.health)
     health.start()
     store = ConsulStore(client)
+    election_store = ConsulStore.open(settings.consul)
     try:
         # Serve at once, so that /healthz answers and requests are parked while Consul is still away.
         log.info("serving", url=serving.url, store=settings.consul.address, version=__version__)
@@ -222,7 +223,9 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
         )
         services = Registry(client, registration)
         candidate = Candidate(id_, url, settings.node or node)
-        daemon = office.daemon = _daemon(settings, store, candidate, metrics, registration.session_checks)
+        daemon = office.daemon = _daemon(
+            settings, store, candidate, metrics, registration.session_checks, election_store
+        )
         await _until(stop, daemon, services.run(), health.run(), notifier.watchdog())
         try:
             await services.deregister()
@@ -232,10 +235,16 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
         await serving.close()
         health.stop()
         await store.close()
+        await election_store.close()
 
 
 def _daemon(
-    settings: ServerSettings, store: Store, candidate: Candidate, metrics: Metrics, checks: tuple[str, ...]
+    settings: ServerSettings,
+    store: Store,
+    candidate: Candidate,
+    metrics: Metrics,
+    checks: tuple[str, ...],
+    election_store: Store | None = None,
 ) -> Daemon:
     leader = LeaderSettings(
         id=candidate.id,
@@ -243,7 +252,7 @@ def _daemon(
         prefix=settings.prefix,
         lock_node="rebootd-locks",
     )
-    daemon = Daemon(store, candidate, leader, metrics, checks=checks)
+    daemon = Daemon(store, candidate, leader, metrics, checks=checks, election_store=election_store)
     metrics.registry.register(FleetCollector(daemon.look))
     return daemon
 
@@ -286,7 +295,7 @@ async def _until(
     stopping = asyncio.create_task(stop.wait())
     running = asyncio.create_task(daemon.run())
     others = [asyncio.create_task(helper) for helper in helpers]
-    waiting: set[asyncio.Task[object]] = {stopping, running, *others}  # type: ignore[arg-type]  # Task is invariant
+    waiting: set[asyncio.Task[Any]] = {stopping, running, *others}
     try:
         while stopping not in (done := (await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED))[0]):
             for task in done:

@@ -249,7 +249,8 @@ class Election:
                 failures = min(failures + 1, 3)
             except StoreError as error:
                 # Sent again, it does no harm if it has landed; a lock that is ours is seen as free for us.
-                log.warning("lock-not-acquired", denied=isinstance(error, Denied), error=str(error))
+                if not failures:
+                    log.warning("lock-not-acquired", denied=isinstance(error, Denied), error=str(error))
                 failures += 1
             else:
                 return at

@@ -35,9 +35,9 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """One instance as it stands in Consul.
 
     ``id`` is unique in the fleet, ``address`` and ``port`` are where its API is reached, ``check_url`` is what the
-    local agent asks. ``interval`` and ``timeout`` (seconds) pace the check, ``failures`` in a row make it critical (more
-    than one needs Consul 1.7; an older one ignores it), and ``deregister_after`` seconds of being critical remove the
-    instance (Consul takes 60 at least).
+    local agent asks. ``interval`` and ``timeout`` (seconds) pace the check, ``failures`` in a row make it critical
+    (more than one needs Consul 1.7; an older one ignores it), and ``deregister_after`` seconds of being critical
+    remove the instance (Consul takes 60 at least).
 
     One failure is enough by default, with a long timeout: a killed daemon refuses the connection and is seen within an
     interval, while a slow one has the whole timeout for its answer, which is more patience than two quick attempts.

@@ -35,7 +35,8 @@ def new_id() -> str:
 class Daemon:
     """Competes for leadership and leads. Implements :class:`~rebootd.coordinator.desk.Office`.
 
-    ``checks`` are the Consul checks that a leader's session hangs on.
+    ``checks`` are the Consul checks that a leader's session hangs on. ``election_store`` is a client of its own for
+    the election, so that its proofs never queue behind the leader's traffic.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Daemon:
         settings: LeaderSettings,
         metrics: Metrics,
         *,
+        election_store: Store | None = None,
         checks: Sequence[str] = (),
         tuning: Tuning | None = None,
         wall: Callable[[], float] = time.time,
@@ -59,7 +61,13 @@ class Daemon:
         self._leader: Leader | None = None
         self._leadership: Leadership | None = None
         self.election = Election(
-            store, Keys(settings.prefix).leader, candidate, self._lead, checks=checks, tuning=tuning, wall=wall
+            election_store or store,
+            Keys(settings.prefix).leader,
+            candidate,
+            self._lead,
+            checks=checks,
+            tuning=tuning,
+            wall=wall,
         )
 
     async def run(self) -> None:

@@ -24,7 +24,16 @@ from rebootd.coordinator.waiting import Waiting
 from rebootd.coordinator.work import Planner, Work, landed
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision
-from rebootd.core.errors import InvalidInput, NotFound, NotLeader, OutcomeUnknown, RebootdError, Refused, StoreError, Unreachable
+from rebootd.core.errors import (
+    InvalidInput,
+    NotFound,
+    NotLeader,
+    OutcomeUnknown,
+    RebootdError,
+    Refused,
+    StoreError,
+    Unreachable,
+)
 from rebootd.store.port import Set
 from rebootd.store.writer import Blocked, Committed, Dropped, FencedWriter, Step
 
@@ -43,6 +52,8 @@ CATALOG_EVERY = 30.0
 """Seconds between two looks at the catalog's nodes (their racks)."""
 WATCH_WAIT = 30.0
 APPLY_TRIES = 5
+DENIED_RETRY = 10.0
+"""Seconds after which writes that the store denied are tried again."""
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -99,6 +110,7 @@ class Leader:
         self._since = 0.0
         self._skew = 0.0
         self._skew_at = 0.0
+        self._denied_at = 0.0
         self._closed = False
         self._running: asyncio.Future[Change] | None = None
         self._writer = FencedWriter(
@@ -250,6 +262,9 @@ class Leader:
 
     async def _tick(self) -> None:
         self._measure_skew()
+        if self._wall() - self._denied_at > DENIED_RETRY:
+            # The fault keeps everything in, so nothing but another attempt can show that it is over.
+            self.fleet.faults.pop("denied", None)
         snapshot = self.snapshot()
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -281,6 +296,7 @@ class Leader:
                 await self._reload(w)
             else:
                 dropped[name] = f"blocked: {outcome.reason}"
+                self._denied_at = self._wall()
                 self.fleet.faults["denied"] = f"the store denies our writes: {outcome.reason}"
                 log.error("store-denied", machine=name, why=outcome.reason)
                 self._locks.reuse(w.session if w.lock else "")

@@ -153,6 +153,9 @@ class Reception:
         """Refuses a boot_id of the past, and both of two machines that share a name."""
         machine = self._fleet.machines.get(name)
         if machine is None:
+            # A record that was forgotten takes its conflict with it: the next to report is the machine.
+            self._double.pop(name, None)
+            self._fleet.conflicts.pop(name, None)
             return
         if machine.machine_id and machine_id != machine.machine_id:
             what = f"two machine-ids report as {name}: {machine.machine_id} (in the record) and {machine_id}"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from rebootd.core.advance import ENDED
 from rebootd.core.admit import Admission, admit, changed, failures, finished
+from rebootd.core.advance import ENDED
 from rebootd.core.decision import Decision, Lane, MachineStep, PermitVerdict
 from rebootd.core.model import Blocker, CycleState, Event, State
 from rebootd.core.quiet import quiet

@@ -74,7 +74,10 @@ def settle(view: View, machine: Machine, seen: Observation | None) -> Settled:
     if conflict is not None:
         blockers = (Blocker(kind="conflict", what=conflict, since=view.now, clears=f"{OPERATOR}: rebootctl forget"),)
     elif seen is None:
-        if machine.state is not State.IN_SERVICE:
+        if machine.name in view.snapshot.asking and machine.state in {State.DRAINED, State.REBOOTING}:
+            # The answer to its question was lost with the last leader: it asks again before it reports.
+            blockers = _permit(walk)
+        elif machine.state is not State.IN_SERVICE:
             blockers = (_waits(machine, "agent", "its agent has not called since this leader began"),)
     else:
         _hear(walk, seen.report)
@@ -155,8 +158,11 @@ def _follow(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
 
 def _by_hand(walk: _Walk, report: Report) -> bool:
     """Break-glass: someone enabled the host with no coordinator; the record follows the truth."""
-    # In draining the report may still speak of an enable from before the drain.
-    if not (report.by_hand and report.in_service) or walk.machine.state in {State.IN_SERVICE, State.DRAINING}:
+    m = walk.machine
+    if not (report.by_hand and report.in_service) or m.state is State.IN_SERVICE:
+        return False
+    # A report that does not know of the drain yet may still speak of an enable from before it.
+    if m.state is State.DRAINING and report.index != m.version:
         return False
     walk.go(Happening.BY_HAND, "enabled by hand", report.by_hand, cycle="", permit=None, evidence="")
     return True
@@ -212,6 +218,9 @@ def _unwanted(walk: _Walk) -> Blocker | None:
     if m.state is State.DRAINED:
         if view.closed:
             return view.closed[0]
+        if view.now - view.snapshot.leading_since < view.snapshot.policy.settle:
+            # Right after an election everybody else counts as unavailable: no permit, but no retreat either.
+            return None
         for tally in (view.capacity.racks[m.rack], *view.capacity.limits_of(m)):
             if tally.over:
                 return Blocker(kind="limit", what=tally.sentence(), since=tally.oldest, clears="machines coming back")

@@ -115,3 +115,7 @@ def diagram() -> str:
         merged.setdefault((r.frm, r.to), []).append(f"{r.happening.value} ({r.who.value})")
     lines += [f"    {frm.name} --> {to.name}: {', '.join(what)}" for (frm, to), what in merged.items()]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(diagram(), end="")  # noqa: T201  run as a module it prints the picture for docs/architecture.md

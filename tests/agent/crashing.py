@@ -7,25 +7,27 @@ each request; they are counted in the order in which they are passed.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rebootd.agent import boot, client, host, journal, runner
+from rebootd.agent.hooks import run_hooks
 from rebootd.cli.agent import agent
 
-_passed = 0
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_passed = itertools.count()
 _fatal = int(os.environ.get("CRASH_AT") or -1)
 
 
 def point(name: str) -> None:
-    global _passed
-    if _passed == _fatal:
-        print(f"CRASH at point {_passed}: {name}", file=sys.stderr, flush=True)
+    if next(_passed) == _fatal:
+        print(f"CRASH at point {_fatal}: {name}", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    _passed += 1
 
 
 def around(function: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
@@ -47,12 +49,12 @@ def main() -> None:
         write(self, data)
         point("after a journal write")
 
-    journal.Journal._write = wrapped  # type: ignore[method-assign]
-    host.Host.reboot = around(host.Host.reboot, "the reboot command")  # type: ignore[assignment,method-assign]
-    client.Coordinators.permit = around(client.Coordinators.permit, "the permit")  # type: ignore[assignment,method-assign]
-    hooks = around(runner.run_hooks, "hooks")
-    runner.run_hooks = hooks  # type: ignore[assignment]
-    boot.run_hooks = hooks  # type: ignore[assignment]
+    journal.Journal._write = wrapped
+    host.Host.reboot = around(host.Host.reboot, "the reboot command")
+    client.Coordinators.permit = around(client.Coordinators.permit, "the permit")
+    hooks = around(run_hooks, "hooks")
+    runner.run_hooks = hooks
+    boot.run_hooks = hooks
     agent()
 
 

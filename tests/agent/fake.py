@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,7 +18,6 @@ from rebootd.core.wire import Answer, Directive, DirectiveKind, PermitAnswer, Pe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 NEXT = {
     ("draining", "drain", True): "drained",
@@ -222,7 +222,7 @@ class FakeHost:
         return path
 
     async def start(self, *, crash: str = "", module: str = "tests.agent.crashing") -> None:
-        environ = {**os.environ, "CRASH_AT": crash, "PYTHONPATH": os.getcwd()}
+        environ = {**os.environ, "CRASH_AT": crash, "PYTHONPATH": str(Path.cwd())}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", module, "run", "--config", str(self.config()), stdout=log, stderr=log, env=environ
@@ -239,7 +239,7 @@ class FakeHost:
             *arguments[1:],
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         )
         output, _ = await process.communicate()
         return process.returncode or 0, output.decode()

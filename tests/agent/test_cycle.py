@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from aiohttp import web
 
 from rebootd.core.wire import Answer, PermitAnswer
-from tests.agent.fake import FakeCoordinator, FakeHost, eventually
+from tests.agent.fake import FakeCoordinator, FakeHost, eventually, problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,20 +79,21 @@ async def test_damaged_journal_is_kept_aside(coordinator: FakeCoordinator, make_
 async def test_permit_refused_then_granted_with_one_nonce(coordinator: FakeCoordinator, make_host: MakeHost) -> None:
     host = make_host()
     first = host.boot_id
-    lies = [
-        dict(granted=False, reason="window closed"),
-        dict(granted=True, boot_id="another"),
-        dict(granted=True, nonce="another"),
-        dict(granted=True, epoch=0),
-        dict(granted=True, valid_for=0.0),
+    lies: list[dict[str, Any]] = [
+        {"granted": False, "reason": "window closed"},
+        {"granted": True, "boot_id": "another"},
+        {"granted": True, "nonce": "another"},
+        {"granted": True, "epoch": 0},
+        {"granted": True, "valid_for": 0.0},
     ]
 
     def grant(asked: object) -> PermitAnswer | None:
         if len(coordinator.permits) > len(lies):
             return None
         lie = lies[len(coordinator.permits) - 1]
-        usual = {"granted": True, "nonce": coordinator.permits[-1].nonce, "boot_id": first, "epoch": 1, "valid_for": 30.0}
-        return PermitAnswer(**(usual | lie))  # type: ignore[arg-type]
+        nonce = coordinator.permits[-1].nonce
+        usual: dict[str, Any] = {"granted": True, "nonce": nonce, "boot_id": first, "epoch": 1, "valid_for": 30.0}
+        return PermitAnswer(**(usual | lie))
 
     coordinator.grant = grant
     await host.start()
@@ -172,20 +173,11 @@ async def test_old_epoch_and_foreign_boot_are_ignored(coordinator: FakeCoordinat
 
 
 async def test_garbage_from_the_coordinator_is_survived(coordinator: FakeCoordinator, make_host: MakeHost) -> None:
-    host = make_host()
-    garbage = [
-        web.Response(text="hello"),
-        web.Response(status=500),
-        web.Response(body=b"\xff\x00" * 50),
-        web.Response(text='{"index": "x"}'),
-        web.Response(status=307, headers={"Location": "ftp://nowhere"}),
-        web.Response(status=307, headers={"Location": coordinator.url + "/elsewhere"}),
-        web.Response(status=404, text="nothing here"),
-        web.Response(body=b"x" * (1 << 21)),
-    ]
+    host = make_host(fresh_boot=10**9)
+    garbage = [web.Response(text="hello"), web.Response(status=404, text="nothing here"), problem(409), problem(400)]
     coordinator.answer = lambda _: garbage.pop() if garbage else None
     await host.start()
-    await coordinator.until(lambda: not garbage and coordinator.state == "in-service" and len(coordinator.reports) > 9)
+    await coordinator.until(lambda: not garbage and coordinator.state == "in-service" and len(coordinator.reports) > 4)
 
 
 async def test_no_coordinator_stays_out_and_break_glass(coordinator: FakeCoordinator, make_host: MakeHost) -> None:
@@ -228,3 +220,30 @@ async def test_answers_that_come_too_early_are_not_hammered(coordinator: FakeCoo
     await coordinator.until(lambda: len(coordinator.reports) >= 2)
     with pytest.raises(TimeoutError):
         await coordinator.until(lambda: len(coordinator.reports) > 12, timeout=1.5)
+
+
+async def test_full_disk_asks_for_no_permit(coordinator: FakeCoordinator, make_host: MakeHost) -> None:
+    host = make_host()
+    first = host.boot_id
+    full = host.folder / "state" / ".journal.json.new"
+    host.hook("drain.d", "10", f"mkdir {full}")
+    await host.start()
+    await coordinator.until(lambda: coordinator.state == "in-service")
+    await coordinator.go("draining")
+    await coordinator.until(lambda: coordinator.state == "drained")
+    await eventually(lambda: "no permit is asked for" in host.state().get("doing", ""))
+    assert "cannot be written" in host.state()["problem"]
+    assert coordinator.permits == []
+    assert host.reboots == []
+    full.rmdir()
+    await coordinator.until(lambda: coordinator.states[-1] == "in-service" and len(coordinator.states) > 2)
+    assert host.reboots == [first]
+
+
+async def test_unplanned_boot_of_a_running_agent(coordinator: FakeCoordinator, make_host: MakeHost) -> None:
+    host = make_host()
+    await host.start()
+    await coordinator.until(lambda: coordinator.state == "in-service")
+    host.new_boot_id()
+    await coordinator.until(lambda: coordinator.states[-2:] == ["enabling", "in-service"])
+    assert coordinator.states == ["in-service", "verifying", "enabling", "in-service"]

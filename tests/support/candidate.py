@@ -72,6 +72,9 @@ class Counter:
             sent = asyncio.get_running_loop().time()
             await self._store.commit([CheckSession(leadership.key, leadership.session), write], timeout=2.0)
         except Conflict as error:
+            if all(failed.reason == "cas" for failed in error.failed):
+                # A commit that was cancelled under way landed after all.
+                return
             self._journal.write("refused", at, speak=speak, reasons=[failed.reason for failed in error.failed])
             leadership.step_down("lost the fence", abstain=0.0)
             raise NotLeader("lost the fence") from error

@@ -1,0 +1,48 @@
+"""``python -m tests.bench [names…]``: takes figures, prints them, and writes the page when all were taken."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from tests.bench import checkins, storm
+from tests.bench.figures import Figure, show, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BENCHES: dict[str, Callable[[], list[Figure]]] = {
+    "checkins": checkins.run,
+    "storm": storm.run,
+}
+CORES = 2
+
+
+def main() -> None:
+    """Takes the figures that were named, or all."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Takes the figures of docs/performance.md.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"one or more of {', '.join(BENCHES)}; all by default")
+    parser.add_argument("--small", action="store_true", help="smaller sizes, to see whether everything works")
+    parser.add_argument("--cores", type=int, default=CORES, help="cores for everything together (default: %(default)s)")
+    chosen = parser.parse_args()
+    unknown = [name for name in chosen.names if name not in BENCHES]
+    if unknown:
+        parser.error(f"no such figure: {unknown[0]!r} (choose from {', '.join(BENCHES)})")
+    available = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, available[: chosen.cores])
+    figures: list[Figure] = []
+    for name in chosen.names or BENCHES:
+        began = time.monotonic()
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        figures += BENCHES[name]()
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    show(figures)
+    if not chosen.names:
+        write(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A minimal HTTP/1.1 client on a raw socket, so that the server is measured and not its client."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+
+class Reply(NamedTuple):
+    """An answer: status, the ``Location`` it names (or ``""``), and the body."""
+
+    status: int
+    location: str
+    body: bytes
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection; one request at a time. ``lost`` is set once the connection has ended."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._reply: asyncio.Future[Reply] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @classmethod
+    async def open(cls, host: str, port: int, source: str = "") -> Connection:
+        """Connects; ``source`` is the address to come from, since one address has only so many ports."""
+        loop = asyncio.get_running_loop()
+        local = (source, 0) if source else None
+        _, made = await loop.create_connection(cls, host, port, local_addr=local)
+        return made
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(ConnectionResetError(str(exc or "the server closed the connection")))
+
+    def post(self, path: str, body: bytes) -> asyncio.Future[Reply]:
+        """Sends a request; the future is its answer, or ConnectionResetError."""
+        self._reply = reply = self._loop.create_future()
+        if self.lost or self._transport is None:
+            reply.set_exception(ConnectionResetError("the connection has ended"))
+            return reply
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        self._transport.write(head.encode() + body)
+        return reply
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer + data if self._buffer else data
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0:
+            self._buffer = buffer
+            return
+        at = buffer.find(b"Content-Length: ")
+        length = int(buffer[at + 16 : buffer.index(b"\r\n", at)]) if 0 <= at < end else 0
+        if len(buffer) < end + 4 + length:
+            self._buffer = buffer
+            return
+        self._buffer = b""
+        location = ""
+        at = buffer.find(b"Location: ")
+        if 0 <= at < end:
+            location = buffer[at + 10 : buffer.index(b"\r\n", at)].decode()
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_result(Reply(int(buffer[9:12]), location, buffer[end + 4 : end + 4 + length]))
+
+    def close(self) -> None:
+        """Ends the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
