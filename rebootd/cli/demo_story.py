@@ -240,7 +240,9 @@ class Story:
     async def _keep(self, consul: DemoConsul | None, daemons: Daemons) -> None:
         alive = ",".join(url for id_, url in daemons.urls.items() if id_ not in daemons.killed)
         self._screen.say("\nEverything goes on running until Ctrl-C. In another terminal:", "bold")
-        self._screen.say(f"  export REBOOTD_ADDR={alive}\n  rebootctl status\n  rebootctl cycle start again --selector '*'")
+        self._screen.say(
+            f"  export REBOOTD_ADDR={alive}\n  rebootctl status\n  rebootctl cycle start again --selector '*'"
+        )
         if consul is not None:
             address = consul.environ["CONSUL_HTTP_ADDR"]
             self._screen.say(f"  export CONSUL_HTTP_ADDR={address}\n  consul kv get -recurse {self._run}/machines/")

@@ -64,7 +64,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @click.command(name="server", context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "REBOOTD"})
-@click.option("--listen", default="127.0.0.1:8473", show_default=True, help="host:port; beyond loopback it needs a token.")
+@click.option(
+    "--listen", default="127.0.0.1:8473", show_default=True, help="host:port; else than loopback: with a token."
+)
 @click.option("--advertise", default="", help="host:port or URL at which others reach this daemon.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="The token that every caller must show.")
 @click.option("--health", default="127.0.0.1", show_default=True, help="Address that the local Consul agent can check.")

@@ -121,9 +121,7 @@ class Leader:
             seal=self._seal,
             on_commit=metrics.committed,
         )
-        self._locks = RackLocks(
-            store, self.fleet, f"{settings.prefix}racks", settings.lock_node, new_id
-        )
+        self._locks = RackLocks(store, self.fleet, f"{settings.prefix}racks", settings.lock_node, new_id)
         self.reception = Reception(
             self.fleet, self._waiting, self._dirty, metrics, wall=wall, note=self._note, look_up=self._look_up
         )

@@ -226,9 +226,14 @@ class Reception:
             permit = machine.permit if machine is not None else None
             if verdict.granted and name in dropped:
                 future.set_result(_refusal(request, self.epoch, dropped[name]))
-            elif verdict.granted and permit is not None and (permit.boot_id, permit.nonce) == (
-                request.boot_id,
-                request.nonce,
+            elif (
+                verdict.granted
+                and permit is not None
+                and (permit.boot_id, permit.nonce)
+                == (
+                    request.boot_id,
+                    request.nonce,
+                )
             ):
                 future.set_result(
                     PermitAnswer(

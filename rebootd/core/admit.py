@@ -14,7 +14,6 @@ from rebootd.core.permits import open_racks
 from rebootd.core.selectors import parse_selector
 from rebootd.core.settle import held_by
 from rebootd.core.states import Happening
-from rebootd.core.view import cycle_blocker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,7 +78,7 @@ def _wanting(view: View, settled: frozenset[str]) -> dict[str, list[Wish]]:
             for cycle, matches, reached in compiled:
                 if cycle.id in outcomes or not matches(m) or (reached is not None and reached(m)):
                     continue
-                if cycle.state is CycleState.RUNNING:
+                if view.runs(cycle):
                     here.append((m, cycle, None))
                     break
                 paused = paused or cycle
@@ -95,7 +94,7 @@ def _admit_rack(view: View, rack: str, wishes: list[Wish], out: Admission) -> No
     if view.stops or not rack:
         return
     for_cycles = not view.closed
-    runnable = [w for w in wishes if w[2] is not None or (for_cycles and _running(w[1]))]
+    runnable = [w for w in wishes if w[2] is not None or (for_cycles and w[1] is not None and view.runs(w[1]))]
     if not runnable or _rack_blockers(view, rack):
         return
     out.wanted.add(rack)
@@ -143,10 +142,6 @@ def _admit_rack(view: View, rack: str, wishes: list[Wish], out: Admission) -> No
             return
 
 
-def _running(cycle: Cycle | None) -> bool:
-    return cycle is not None and cycle.state is CycleState.RUNNING
-
-
 def _may_open(view: View, rack: str) -> bool:
     opened = view.capacity.open
     return len(opened) + (rack not in opened) <= view.snapshot.policy.open_racks
@@ -190,9 +185,7 @@ def _own(view: View, m: Machine) -> tuple[Blocker, ...]:
     conflict = snapshot.conflicts.get(m.name)
     if conflict is not None:
         return (
-            Blocker(
-                kind="conflict", what=conflict, since=view.now, clears=f"an operator: rebootctl forget {m.name}"
-            ),
+            Blocker(kind="conflict", what=conflict, since=view.now, clears=f"an operator: rebootctl forget {m.name}"),
         )
     if not unheard(snapshot, m.name):
         return ()
@@ -213,9 +206,10 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
     common: tuple[Blocker, ...] = view.stops
     many = len(view.capacity.open) >= snapshot.policy.open_racks
     opened = open_racks(view) if many else None
-    observed, patience, now, conflicts = snapshot.observed, snapshot.policy.unreachable_after, view.now, snapshot.conflicts
+    observed, conflicts, now = snapshot.observed, snapshot.conflicts, view.now
+    patience = snapshot.policy.unreachable_after
     limits = [(s.matches, t, _limit(t)) for s, t in view.capacity.limits if t.full]
-    cycle_stops = {c.id: cycle_blocker(c) for c in view.cycles if c.state is not CycleState.RUNNING}
+    cycle_stops = {c.id: view.cycle_stop(c.id) for c in view.cycles}
     nothing = Blocker(
         kind="next", what="it is next: nothing blocks it", since=now, clears="the leader, at its next tick"
     )
@@ -281,7 +275,7 @@ def _limit(tally: Tally) -> Blocker:
     )
 
 
-def finished(view: View, cycle: Cycle, machines: Iterable[Machine]) -> dict[str, int] | None:
+def finished(cycle: Cycle, machines: Iterable[Machine]) -> dict[str, int] | None:
     """The totals of a cycle for which nothing is left to do, or None while something is.
 
     Held, quarantined and rackless machines are not waited for: they need a person, and every cycle
@@ -302,11 +296,6 @@ def finished(view: View, cycle: Cycle, machines: Iterable[Machine]) -> dict[str,
             word = "skipped"
         totals[word] = totals.get(word, 0) + 1
     return totals
-
-
-def failures(cycle: Cycle, machines: Iterable[Machine]) -> list[str]:
-    """Names of the machines that failed in this cycle."""
-    return sorted(m.name for m in machines if m.outcomes.get(cycle.id, "").startswith("failed"))
 
 
 def changed(view: View, cycle: Cycle, state: CycleState, why: str, totals: dict[str, int] | None = None) -> Cycle:

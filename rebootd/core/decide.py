@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from rebootd.core.admit import Admission, admit, changed, failures, finished
+from rebootd.core.admit import Admission, admit, changed, finished
 from rebootd.core.advance import ENDED
 from rebootd.core.decision import Decision, Lane, MachineStep, PermitVerdict
 from rebootd.core.model import Blocker, CycleState, Event, State
@@ -35,28 +35,7 @@ def decide(snapshot: Snapshot) -> Decision:
     or locks); then, on the capacity as the *store* holds it, machines are admitted out of service.
     """
     view = View(snapshot)
-    steps: list[MachineStep] = []
-    reasons: dict[str, tuple[Blocker, ...]] = {}
-    permits: dict[str, PermitVerdict] = {}
-    observed = snapshot.observed
-    for name, machine in snapshot.machines.items():
-        seen = observed.get(name)
-        if machine.state is State.IN_SERVICE and (seen is None or quiet(machine, seen.report)):
-            continue
-        outcome = settle(view, machine, seen)
-        if outcome.step is not None:
-            steps.append(outcome.step)
-        if outcome.blockers:
-            reasons[name] = outcome.blockers
-        if outcome.verdict is not None:
-            permits[name] = outcome.verdict
-    for name, seen in observed.items():
-        if name not in snapshot.machines and name not in snapshot.asides and name not in snapshot.conflicts:
-            made = create(view, seen)
-            if made.step is not None:
-                steps.append(made.step)
-            if made.blockers:
-                reasons[name] = made.blockers
+    steps, reasons, permits = _settled(view)
     for name in snapshot.asking:
         if name not in permits:
             permits[name] = _no_verdict(snapshot, name)
@@ -75,6 +54,35 @@ def decide(snapshot: Snapshot) -> Decision:
         permits=permits,
         prune=_prune(view),
     )
+
+
+def _settled(
+    view: View,
+) -> tuple[list[MachineStep], dict[str, tuple[Blocker, ...]], dict[str, PermitVerdict]]:
+    """Every machine that is out, has news, or is new."""
+    snapshot, observed = view.snapshot, view.snapshot.observed
+    steps: list[MachineStep] = []
+    reasons: dict[str, tuple[Blocker, ...]] = {}
+    permits: dict[str, PermitVerdict] = {}
+    for name, machine in snapshot.machines.items():
+        seen = observed.get(name)
+        if machine.state is State.IN_SERVICE and (seen is None or quiet(machine, seen.report)):
+            continue
+        outcome = settle(view, machine, seen)
+        if outcome.step is not None:
+            steps.append(outcome.step)
+        if outcome.blockers:
+            reasons[name] = outcome.blockers
+        if outcome.verdict is not None:
+            permits[name] = outcome.verdict
+    for name, seen in observed.items():
+        if name not in snapshot.machines and name not in snapshot.asides and name not in snapshot.conflicts:
+            made = create(view, seen)
+            if made.step is not None:
+                steps.append(made.step)
+            if made.blockers:
+                reasons[name] = made.blockers
+    return steps, reasons, permits
 
 
 def _no_verdict(snapshot: Snapshot, name: str) -> PermitVerdict:
@@ -100,15 +108,11 @@ def _lost_locks(view: View) -> tuple[str, ...]:
     for rack, members in view.capacity.members.items():
         lock = view.snapshot.racks.get(rack)
         if rack and (lock is None or lock.holder == "free"):
-            out |= {
-                rack for m in members if m.state in {State.DRAINING, State.DRAINED, State.REBOOTING} or m.planned
-            }
+            out |= {rack for m in members if m.state in {State.DRAINING, State.DRAINED, State.REBOOTING} or m.planned}
     return tuple(sorted(out))
 
 
-def _unlocks(
-    view: View, steps: list[MachineStep], admission: Admission
-) -> tuple[list[MachineStep], tuple[str, ...]]:
+def _unlocks(view: View, steps: list[MachineStep], admission: Admission) -> tuple[list[MachineStep], tuple[str, ...]]:
     """Gives up the lock of each rack whose last machine is back.
 
     The unlock rides with that machine's own step. While the next machine of the rack only waits for
@@ -139,14 +143,11 @@ def _cycles(view: View) -> list[tuple[Cycle, Event]]:
     out = []
     machines = view.snapshot.machines.values()
     for cycle in view.cycles:
-        failed = failures(cycle, machines)
-        totals = finished(view, cycle, machines)
-        if totals is not None and cycle.state is not CycleState.PAUSED and (totals["selected"] or cycle.created < view.now):
+        totals = finished(cycle, machines)
+        if totals is not None and cycle.state is not CycleState.PAUSED:
             after = changed(view, cycle, CycleState.DONE, "", totals)
-        elif cycle.state is CycleState.RUNNING and len(failed) > cycle.failure_budget:
-            named = ", ".join(failed[:5])
-            why = f"{len(failed)} machines failed, {cycle.failure_budget} were tolerated: {named}"
-            after = changed(view, cycle, CycleState.HALTED, why)
+        elif cycle.id in view.spent:
+            after = changed(view, cycle, CycleState.HALTED, view.spent[cycle.id])
         else:
             continue
         detail = after.why or ", ".join(f"{n} {word}" for word, n in (totals or {}).items())

@@ -64,16 +64,12 @@ def permit_blockers(view: View, machine: Machine) -> tuple[Blocker, ...]:
     hold = view.hold_of(machine)
     if hold is not None:
         out.append(
-            Blocker(
-                kind="hold", what=f"{hold.kind} {hold.name} is held", since=hold.since, clears="rebootctl release"
-            )
+            Blocker(kind="hold", what=f"{hold.kind} {hold.name} is held", since=hold.since, clears="rebootctl release")
         )
     capacity = view.capacity
     for tally in (capacity.racks[machine.rack], *capacity.limits_of(machine)):
         if tally.over:
-            out.append(
-                Blocker(kind="limit", what=tally.sentence(), since=tally.oldest, clears="machines coming back")
-            )
+            out.append(Blocker(kind="limit", what=tally.sentence(), since=tally.oldest, clears="machines coming back"))
     if len(capacity.open) > view.snapshot.policy.open_racks:
         out.append(open_racks(view))
     lock = view.snapshot.racks.get(machine.rack)

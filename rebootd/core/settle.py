@@ -243,9 +243,7 @@ def _permit(walk: _Walk) -> tuple[Blocker, ...]:
             return blockers
         permit = Permit(request.boot_id, request.nonce, view.now + view.snapshot.policy.permit_valid, view.epoch)
         walk.machine = replace(m, permit=permit, epoch=view.epoch)
-        walk.events.append(
-            transition_event(m, walk.machine, now=view.now, cause="permit renewed for the same nonce")
-        )
+        walk.events.append(transition_event(m, walk.machine, now=view.now, cause="permit renewed for the same nonce"))
     else:
         permit = Permit(request.boot_id, request.nonce, view.now + view.snapshot.policy.permit_valid, view.epoch)
         walk.go(Happening.PERMIT, "permitted", permit=permit, booted=False, planned=False)

@@ -30,7 +30,7 @@ class View:
         self.cycles = sorted(
             (c for c in snapshot.cycles.values() if c.state not in ENDED), key=lambda c: (c.created, c.id)
         )
-        self.running = [c for c in self.cycles if c.state is CycleState.RUNNING]
+        self.spent = self._spent()
         self.stops = self._stops()
         self.closed = self._closed()
 
@@ -88,17 +88,38 @@ class View:
         cycle = self.snapshot.cycles.get(cycle_id)
         if cycle is None:
             return Blocker(kind="cycle", what=f"cycle {cycle_id} is gone", since=self.now, clears="nobody")
-        if cycle.state is CycleState.RUNNING:
-            return None
-        return cycle_blocker(cycle)
+        return cycle_blocker(cycle, self.spent.get(cycle.id, ""))
+
+    def runs(self, cycle: Cycle) -> bool:
+        """Whether the cycle may take machines out: running, and its failure budget not spent."""
+        return cycle.state is CycleState.RUNNING and cycle.id not in self.spent
+
+    def _spent(self) -> dict[str, str]:
+        """Running cycles whose failure budget is exceeded, with the sentence that says so.
+
+        They are halted by this very decision; nothing more may go out for them meanwhile.
+        """
+        out = {}
+        for cycle in self.cycles:
+            if cycle.state is not CycleState.RUNNING:
+                continue
+            failed = sorted(
+                m.name for m in self.snapshot.machines.values() if m.outcomes.get(cycle.id, "").startswith("failed")
+            )
+            if len(failed) > cycle.failure_budget:
+                named = ", ".join(failed[:5])
+                out[cycle.id] = f"{len(failed)} machines failed, {cycle.failure_budget} were tolerated: {named}"
+        return out
 
 
-def cycle_blocker(cycle: Cycle) -> Blocker:
-    """The blocker that a cycle which is not running is."""
-    why = f": {cycle.why}" if cycle.why else ""
+def cycle_blocker(cycle: Cycle, spent: str = "") -> Blocker | None:
+    """The blocker that a cycle is which may take nobody out; ``spent`` says that its budget is exceeded."""
+    if cycle.state is CycleState.RUNNING and not spent:
+        return None
+    why = spent or cycle.why
     return Blocker(
         kind="cycle",
-        what=f"cycle {cycle.id} is {cycle.state.value}{why}",
+        what=f"cycle {cycle.id} is {'halting' if spent else cycle.state.value}{f': {why}' if why else ''}",
         since=cycle.changed,
         clears=f"an operator: rebootctl cycle resume {cycle.id}"
         if cycle.state not in ENDED

@@ -52,7 +52,7 @@ async def test_a_follower_redirects_and_passes_no_credentials_on() -> None:
     async with running(office, token=TOKEN) as api:
         body = report_of(fleet()[0])
         asked = {
-            "GET": ["/v1/status", "/v1/machines?rack=r%2F1&state=held", "/v1/events?follow=1"],
+            "GET": ["/v1/status", "/v1/machines?rack=r%2B1&state=held", "/v1/events?follow=1"],
             "POST": ["/v1/machines/r1m1/report", "/v1/policy/diff"],
             "PUT": ["/v1/halt", "/v1/policy?by=ann"],
         }
