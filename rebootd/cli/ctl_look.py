@@ -244,7 +244,7 @@ def _event(ctl: Ctl, line: bytes) -> int:
     from rebootd.core.model import Event
 
     event = msgspec.json.decode(line, type=Event)
-    click.echo(line.decode() if ctl.as_json else event_line(event))
+    click.echo(line.decode().rstrip() if ctl.as_json else event_line(event))
     return max(1, event.seq)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from contextlib import ExitStack
@@ -92,6 +93,8 @@ def _events_file(path: str) -> IO[str]:
 def _consul(screen: Screen) -> Path | None:
     from rebootd.consul.binary import UnavailableError, locate
 
+    if not os.environ.get("CONSUL_BIN") and shutil.which("consul") is None:
+        screen.say("No consul on PATH: looking in the cache, else fetching Debian's package.", "dim")
     try:
         return locate()
     except UnavailableError as error:

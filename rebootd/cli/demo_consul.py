@@ -44,14 +44,15 @@ class DemoConsul:
     @classmethod
     async def start(cls, program: Path, folder: Path, run: str) -> DemoConsul:
         """Starts a dev Consul on ports of its own. Raises RebootdError when it does not come up."""
-        http, dns, serf_lan, serf_wan, server = free_ports(5)
+        ports = free_ports(5)
         config = {
             "node_name": "demo-consul",
             "bind_addr": "127.0.0.1",
             "client_addr": "127.0.0.1",
             "ports": {
-                **{"http": http, "dns": dns, "serf_lan": serf_lan, "serf_wan": serf_wan, "server": server},
-                **{"grpc": -1, "https": -1},
+                **dict(zip(("http", "dns", "serf_lan", "serf_wan", "server"), ports, strict=True)),
+                "grpc": -1,
+                "https": -1,
             },
             # Every machine of the demo shares one address; Consul's default is made for one host behind each.
             "limits": {"http_max_conns_per_client": 10_000},
@@ -62,7 +63,7 @@ class DemoConsul:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("CONSUL_")}
         command = [str(program), "agent", "-dev", f"-config-file={path}"]
         process = await Child.start(command, log=folder / "consul.log", environ=environ)
-        return cls(ConsulSettings(address=f"http://127.0.0.1:{http}"), run, process)
+        return cls(ConsulSettings(address=f"http://127.0.0.1:{ports[0]}"), run, process)
 
     @classmethod
     def given(cls, environ: Mapping[str, str], run: str) -> DemoConsul:
@@ -122,9 +123,9 @@ class DemoConsul:
             return []
         problems: list[str] = []
 
-        async def attempt(method: str, path: str, body: object = None) -> Any:
+        async def attempt(method: str, path: str, body: object = None, **params: str) -> Any:
             try:
-                return await self._ask(method, path, body)
+                return await self._ask(method, path, body, **params)
             except RebootdError as error:
                 problems.append(str(error))
                 return None
@@ -135,7 +136,7 @@ class DemoConsul:
         for session in await attempt("GET", "/v1/session/list") or []:
             if session["Name"].startswith(f"{self.run}/"):
                 await attempt("PUT", f"/v1/session/destroy/{session['ID']}")
-        await attempt("DELETE", f"/v1/kv/{self.run}/?recurse=true")
+        await attempt("DELETE", f"/v1/kv/{self.run}/", recurse="true")
         for query in await attempt("GET", "/v1/query") or []:
             if query["Name"] == self.run:
                 await attempt("DELETE", f"/v1/query/{query['ID']}")
@@ -151,9 +152,9 @@ class DemoConsul:
         if self.process is not None:
             await self.process.end()
 
-    async def _ask(self, method: str, path: str, body: object = None) -> Any:
+    async def _ask(self, method: str, path: str, body: object = None, **params: str) -> Any:
         data = msgspec.json.encode(body) if body is not None else None
-        answer = await self._client.http.request(method, path, body=data, timeout=5.0)
+        answer = await self._client.http.request(method, path, params=list(params.items()), body=data, timeout=5.0)
         error = failure(method, path, answer)
         if error is not None:
             raise error

@@ -38,7 +38,7 @@ class Child:
                 stderr=output,
                 env=dict(environ),
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  nothing in it takes a lock
+                preexec_fn=_die_with(os.getpid()),  # nothing in it takes a lock
             )
         return cls(process, log)
 

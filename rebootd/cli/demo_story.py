@@ -1,4 +1,4 @@
-"""The demo's story: a fleet is started, a cycle takes it through its reboots, and the leader is killed in the middle."""
+"""The demo's story: a fleet starts, a cycle takes it through its reboots, and the leader is killed in the middle."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from rebootd.agent import boot, client, host, journal, runner
 from rebootd.agent.hooks import run_hooks
@@ -49,12 +50,15 @@ def main() -> None:
         write(self, data)
         point("after a journal write")
 
-    journal.Journal._write = wrapped
-    host.Host.reboot = around(host.Host.reboot, "the reboot command")
-    client.Coordinators.permit = around(client.Coordinators.permit, "the permit")
     hooks = around(run_hooks, "hooks")
-    runner.run_hooks = hooks
-    boot.run_hooks = hooks
+    for where, name, instead in (
+        (journal.Journal, "_write", wrapped),
+        (host.Host, "reboot", around(host.Host.reboot, "the reboot command")),
+        (client.Coordinators, "permit", around(client.Coordinators.permit, "the permit")),
+        (runner, "run_hooks", hooks),
+        (boot, "run_hooks", hooks),
+    ):
+        mock.patch.object(where, name, instead).start()
     agent()
 
 

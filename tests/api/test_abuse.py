@@ -4,11 +4,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from yarl import URL
 
 from rebootd.core.wire import PermitRequest, Report
 from tests.api.fake_desk import FakeDesk, FakeOffice, fleet
@@ -41,7 +41,7 @@ class Loop:
 
     def post(self, path: str, body: bytes) -> tuple[int, Any]:
         async def ask() -> tuple[int, Any]:
-            url = aiohttp.client.URL(f"{self.api.url}{path}", encoded=True)
+            url = URL(f"{self.api.url}{path}", encoded=True)
             async with self.api.client.post(url, data=body, allow_redirects=False) as response:
                 return response.status, msgspec.json.decode(await response.read())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ def main() -> None:
     unknown = [name for name in chosen.names if name not in BENCHES]
     if unknown:
         parser.error(f"no such figure: {unknown[0]!r} (choose from {', '.join(BENCHES)})")
+    # A bench that is told to stop leaves through its context managers, which end what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     available = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, available[: chosen.cores])
     figures: list[Figure] = []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rebootd.consul.leadership import LeaderInfo
-from tests.support.cluster import Cluster, cluster, free_ports, wait_for
+from tests.support.cluster import Cluster, cluster, die_with_parent, free_ports, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,12 @@ class Process:
     def __init__(self, command: list[str], log: Path, environ: dict[str, str] | None = None) -> None:
         with log.open("ab") as output:
             self._child = subprocess.Popen(
-                command, stdout=output, stderr=output, env={**os.environ, **(environ or {})}, start_new_session=True
+                command,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(environ or {})},
+                start_new_session=True,
+                preexec_fn=die_with_parent(),  # noqa: PLW1509  # no threads
             )
         self.log = log
 

@@ -21,6 +21,7 @@ from rebootd.store.port import (
     CheckNotExists,
     CheckSession,
     Delete,
+    Entry,
     Lock,
     Op,
     Set,
@@ -149,7 +150,8 @@ def test_ten_thousand_steps_pack_quickly() -> None:
     async def pack() -> float:
         value = b"x" * 500
         steps = [
-            Step((Set(f"rebootd/machines/m{n:05}", value, n + 1),), (HALT, CheckIndex("policy", 7))) for n in range(10_000)
+            Step((Set(f"rebootd/machines/m{n:05}", value, n + 1),), (HALT, CheckIndex("policy", 7)))
+            for n in range(10_000)
         ]
         began = time.process_time()
         batch = Batch(len(steps), asyncio.get_running_loop().create_future())
@@ -375,18 +377,40 @@ async def test_a_refused_step_is_killed_before_it_is_reported(bench: Bench) -> N
     assert await bench.index("m") > first
 
 
-@virtual()
-async def test_a_late_landing_that_beats_the_kill_counts(bench: Bench) -> None:
-    first = (await bench.other.commit([record("m")]))["m"]
-    bench.store.faults.fates.append(late(0.2))
-    writing = asyncio.create_task(bench.one(step("m", first, HALT)))
-    await asyncio.sleep(0.01)
-    await bench.other.commit([Set("halt", b"stop")])
-    bench.store.faults.delay = 0.09  # the refusal comes at 0.2 at the latest, the kill after it
-    await asyncio.sleep(0.15)
-    await bench.other.commit([Delete("halt")])
-    assert isinstance(await writing, Committed)
-    assert bench.writes("m") == 2
+@pytest.mark.parametrize("moment", ["before the kill reads", "before the kill lands"])
+def test_a_late_landing_that_beats_the_kill_counts(moment: str) -> None:
+    async def story() -> None:
+        bench = await Bench().open()
+        consul, commit, get = bench.store.consul, bench.store.commit, bench.store.get
+        first = consul.apply([record("m")])["m"]
+        sent: list[Sequence[Op]] = []
+        reads = count(1)
+
+        def arrive() -> None:
+            consul.apply([Delete("halt")])
+            consul.apply(sent[0])
+
+        async def watched_commit(ops: Sequence[Op], *, timeout: float = 5.0) -> dict[str, int]:
+            sent.append(ops)
+            if len(sent) == 2:
+                consul.apply([Set("halt", b"stop")])
+            if len(sent) == 3 and moment == "before the kill lands":
+                arrive()
+            return await commit(ops, timeout=timeout)
+
+        async def watched_get(key: str, *, consistent: bool = False, timeout: float = 5.0) -> Entry | None:
+            if next(reads) == 2 and moment == "before the kill reads":
+                arrive()
+            return await get(key, consistent=consistent, timeout=timeout)
+
+        bench.store.commit = watched_commit  # type: ignore[method-assign]
+        bench.store.get = watched_get  # type: ignore[method-assign]
+        bench.store.faults.fates.append(NEVER)
+        assert await bench.one(step("m", first, HALT)) == Committed({"m": consul.entries["m"].modify_index})
+        assert len(sent) == (2 if moment == "before the kill reads" else 3)
+        assert bench.writes("m") == 2
+
+    run(story())
 
 
 @virtual()
@@ -398,6 +422,23 @@ async def test_a_creation_that_only_a_guard_refused_stays_open(bench: Bench) -> 
     outcome = await writing
     assert isinstance(outcome, Dropped)
     assert not outcome.settled
+
+
+@virtual()
+async def test_what_shared_a_form_that_stays_open_stays_open(bench: Bench) -> None:
+    """The second form is refused without a doubt of its own, but the first may still land."""
+    consul, commit = bench.store.consul, bench.store.commit
+    obstacles = iter([(), ("halt",), ("other",)])
+
+    async def obstructed(ops: Sequence[Op], *, timeout: float = 5.0) -> dict[str, int]:
+        for key in next(obstacles):
+            consul.apply([Set(key, b"stop")])
+        return await commit(ops, timeout=timeout)
+
+    bench.store.commit = obstructed  # type: ignore[method-assign]
+    bench.store.faults.fates.append(NEVER)
+    outcomes = await bench.writer.commit([step("a", 0, HALT), step("b", 0, CheckNotExists("other"))])
+    assert [outcome.settled for outcome in outcomes if isinstance(outcome, Dropped)] == [False, False]
 
 
 @virtual()

@@ -70,7 +70,7 @@ def wait_for(question: Callable[[], T], what: str, timeout: float = 20.0, pause:
         time.sleep(pause)
 
 
-def _die_with_parent() -> Callable[[], object] | None:
+def die_with_parent() -> Callable[[], object] | None:
     """Makes the kernel end the child when a test run is itself killed. It watches the thread that starts the child."""
     if not sys.platform.startswith("linux") or threading.current_thread() is not threading.main_thread():
         return None
@@ -141,7 +141,7 @@ class Agent:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509  # no threads
+                preexec_fn=die_with_parent(),  # noqa: PLW1509  # no threads
             )
 
     def ask(self, path: str, method: str = "GET", body: bytes | None = None, timeout: float = 2.0) -> Any:
