@@ -48,7 +48,10 @@ class Machine:
 
 
 class Supervisor:
-    """Keeps the machines running. ``settings`` are given to every agent; ``boot_time`` is the mean, in seconds."""
+    """Keeps the machines running. ``settings`` are given to every agent; ``boot_time`` is the mean, in seconds.
+
+    ``crash_pause`` is how many seconds an agent that ended unasked stays away.
+    """
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class Supervisor:
         self._settings = dict(settings)
         self._environ = dict(environ)
         self._boot_time = boot_time
+        self.crash_pause = 1.0
         self._pipe_path = folder / "reboot"
         self._pipe = -1
         self._read = b""
@@ -150,7 +154,7 @@ class Supervisor:
             else:
                 # What systemd would do with an agent that ends by itself.
                 machine.crashes += 1
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(self.crash_pause)
             await self._start(machine)
 
     async def _reboot(self, machine: Machine, agent: Child) -> None:

@@ -44,6 +44,9 @@ async def cycle_killed_at(point: int, folder: Path) -> str:
         assert coordinator.states.count("draining") == 1
         results = [r.result for r in coordinator.reports if r.result]
         assert all(r.ok for r in results)
+    except TimeoutError as error:
+        error.add_note(f"point {point}, states {coordinator.states}, log:\n{host.log.read_text()[-4000:]}")
+        raise
     finally:
         await host.end()
         await coordinator.stop()

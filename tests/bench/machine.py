@@ -55,11 +55,11 @@ class Machine:
         """Where it reports."""
         return f"/v1/machines/{self.name}/report"
 
-    def reboot(self, check: CheckResult = _PENDING) -> None:
+    def reboot(self) -> None:
         """A new boot: out of service, nothing checked; the index of the last answer is of an earlier life."""
         self.boots += 1
         self.index = 0
-        self.check = check
+        self.check = _PENDING
         self.result = None
         self.in_service = False
 
@@ -119,8 +119,8 @@ class Machine:
     async def come_back(self, checked: bool) -> None:
         """From its first report after a boot to in-service. ``checked``: its checks have passed by that first report."""
         if not checked:
-            answer = await self.report(BUSY)
-            self.check = _PASSED
+            await self.report(BUSY)
+        self.check = _PASSED
         while True:
             answer = await self.report(BUSY)
             self.obey(answer)

@@ -188,6 +188,7 @@ async def test_stale_reads_are_only_those_that_are_not_consistent(store: MemoryS
 
 @virtual
 async def test_an_index_reset_wakes_watchers_and_makes_every_index_stale(store: MemoryStore) -> None:
+    first = 0
     for number in range(50):
         first = (await store.commit([Set("k", b"%d" % number)]))["k"]
     watching = asyncio.create_task(store.watch("k", first, 60))

@@ -13,13 +13,13 @@ from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING
 
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from rebootd.core.errors import Conflict, FenceLost
 from rebootd.store.memory import LOST_REPLY, NEVER, Fate, MemoryStore, late
 from rebootd.store.port import CheckIndex, CheckNotExists, CheckSession, Delete, Entry, Lock, Op, Session, Set
-from rebootd.store.writer import Committed, Dropped, FencedWriter, Outcome, Step
+from rebootd.store.writer import Committed, Dropped, FencedWriter, Guard, Outcome, Step
 from rebootd.store.writer_proof import write_id
 from tests.support.virtual_time import run
 
@@ -92,8 +92,11 @@ class Story:
             self.keys[stamp], self.said[stamp] = keys, None
             ops = [Set(key, json.dumps({"write_id": stamp}).encode(), self.index(key)) for key in keys]
             locks = [Lock("rack", b"", self.session)] if guard == "lock" else []
-            guards = {"halt": (CheckNotExists("halt"),), "policy": (CheckIndex("policy", self.index("policy")),)}
-            steps.append(Step((*ops, *locks), guards.get(guard, ()), lane))
+            guards: dict[str, Guard] = {
+                "halt": CheckNotExists("halt"),
+                "policy": CheckIndex("policy", self.index("policy")),
+            }
+            steps.append(Step((*ops, *locks), (guards[guard],) if guard in guards else (), lane))
         for stamp, outcome in zip(stamps, await self.writer.commit(steps), strict=True):
             self.said[stamp] = outcome
 

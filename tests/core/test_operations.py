@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -109,10 +111,8 @@ def test_counts_always_add_up(what: list[tuple[str, State, bool, str, bool]], ta
 
 @given(st.text(max_size=40) | st.integers() | st.floats() | st.none() | st.booleans() | st.lists(st.integers()))
 def test_a_moment_is_within_a_year_or_bad_input(value: object) -> None:
-    try:
+    with contextlib.suppress(InvalidInput):
         assert abs(parse_moment(value, "start", NOW) - NOW) <= YEAR
-    except InvalidInput as error:
-        assert error.field == "start"
 
 
 def test_moments() -> None:
