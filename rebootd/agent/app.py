@@ -120,7 +120,8 @@ class Agent:
 
     async def _report(self) -> None:
         try:
-            await asyncio.wait_for(self._detected.wait(), FIRST_DETECTION)
+            async with asyncio.timeout(FIRST_DETECTION):
+                await self._detected.wait()
         except TimeoutError:
             _log.info("the first report goes without detection")
         try:
@@ -188,7 +189,9 @@ class Agent:
                 self._written = str(error)
             self._news.clear()
             try:
-                await asyncio.wait_for(self._news.wait(), STATE_EVERY if not self._runner.doing else 1.0)
+                # Not wait_for: on Python 3.11 it swallows a cancellation that comes together with the news.
+                async with asyncio.timeout(STATE_EVERY if not self._runner.doing else 1.0):
+                    await self._news.wait()
             except TimeoutError:
                 continue
 

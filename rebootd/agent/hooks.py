@@ -87,7 +87,8 @@ async def run_program(command: list[str], timeout: float, environ: Mapping[str, 
     problem = ""
     try:
         output.start()
-        code: int | None = await asyncio.wait_for(process.wait(), timeout)
+        async with asyncio.timeout(timeout):
+            code: int | None = await process.wait()
         await output.ended(PIPE_GRACE)
     except TimeoutError:
         code, problem = None, f"killed after {timeout:g} s"
@@ -132,7 +133,8 @@ class _Output:
 
     async def ended(self, timeout: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._eof.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._eof.wait()
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._reader)

@@ -165,7 +165,8 @@ class ReportLoop:
 
     async def _sleep(self, pause: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), pause)
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
 
     def _report(self) -> Report:
         before = self._journal.record

@@ -77,7 +77,7 @@ class Planner:
             key = fleet.keys.prefix + write.key
             known = fleet.index.get(key, 0)
             if write.value is not None:
-                ops.append(Set(key=key, value=write.value, cas=known))
+                ops.append(Set(key=key, value=self._stamped(write.value), cas=known))
             elif known:
                 ops.append(Delete(key=key, cas=known))
         events = list(change.events)
@@ -101,6 +101,16 @@ class Planner:
             unlock=unlock,
             session=session,
         )
+
+    def _stamped(self, value: bytes) -> bytes:
+        """The record with a fresh write id, if it has a place for one (the policy is YAML and has none)."""
+        try:
+            record = msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            return value
+        if not isinstance(record, dict) or "write_id" not in record:
+            return value
+        return msgspec.json.encode(record | {"write_id": self._new_id()})
 
     def _machine(self, step: MachineStep, now: float) -> Work:
         fleet, keys = self._fleet, self._fleet.keys

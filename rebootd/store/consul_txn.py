@@ -145,7 +145,7 @@ def _refusal(ops: Sequence[Op], errors: list[_Error], status: int) -> StoreError
         for error in errors
     )
     if all(one.reason == "denied" for one in failed):
-        return Denied("; ".join(f"op {one.index} ({ops[one.index].key}): {one.what}" for one in failed))
+        return Denied("; ".join(f"op {one.index} ({ops[one.index].key}): {one.what}" for one in failed), failed)
     return Conflict(failed)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from rebootd.core.decide import decide
 from rebootd.core.decision import Guard
 from rebootd.core.model import (
@@ -25,7 +27,8 @@ from rebootd.core.model import (
     Snapshot,
     State,
 )
-from rebootd.core.policy import Policy
+from rebootd.core.operations_cycles import move_cycle
+from rebootd.core.operations_inputs import Because
 from rebootd.core.states import WORKING
 from rebootd.core.wire import DirectiveKind, PermitRequest, Report
 from tests.core.hosts import Host
@@ -33,7 +36,8 @@ from tests.core.invariants import Invariants
 from tests.core.worlds import NOW, OTHER, OURS
 
 if TYPE_CHECKING:
-    from rebootd.core.decision import Decision, MachineStep
+    from rebootd.core.decision import Change, Decision, MachineStep
+    from rebootd.core.policy import Policy
 
 
 class Simulation:
@@ -132,6 +136,17 @@ class Simulation:
         """A permit is asked for."""
         if not self.mishap(0.1):
             self.asking[request.name] = request
+
+    def take_over(self, change: Change) -> None:
+        """An operator's change lands as a whole: it was planned on what the store holds now."""
+        for step in change.steps:
+            assert step.after is not None
+            self.machines[step.name] = step.after
+        for write in change.writes:
+            assert write.key.startswith("cycles/")
+            if write.value is not None:
+                cycle = msgspec.json.decode(write.value, type=Cycle)
+                self.cycles[cycle.id] = cycle
 
     # --- what happens to hosts -----------------------------------------------------------
 
@@ -234,6 +249,12 @@ class Simulation:
         for host in self.hosts.values():
             host.agent = host.up
             host.back_at = min(host.back_at, self.time + 30)
+
+    def resumes(self) -> None:
+        """An operator resumes every cycle that is paused or has halted itself."""
+        for cycle in list(self.cycles.values()):
+            if cycle.state in {CycleState.PAUSED, CycleState.HALTED}:
+                self.take_over(move_cycle(self.snapshot(), "resume", cycle.id, Because(by="alice")))
 
     def at_rest(self) -> bool:
         """Nobody is on the way, and every cycle that may end has ended."""

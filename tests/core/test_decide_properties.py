@@ -1,0 +1,82 @@
+"""S1 to S8, L1 and no livelock, on random worlds: chaos first, then everybody is good and everything must end.
+
+Repeat one seed with ``pytest tests/core/test_decide_properties.py -k "chaos and 17"``.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from rebootd.core.decide import decide
+from rebootd.core.model import Cycle, CycleState, State
+from tests.core.chaos import GENTLE, POLICIES, clears_a_quarantine, disturb, starts_a_cycle
+from tests.core.simulation import Simulation
+
+SEEDS = range(40)
+ROUNDS = 150
+ENOUGH_REBOOTS = 9
+"""A seed in which fewer machines reboot by our hand proves too little."""
+
+
+def chaos(seed: int) -> Simulation:
+    """Rounds in which everything may go wrong; the invariants are checked in each."""
+    sim = Simulation(seed, POLICIES[seed % len(POLICIES)])
+    for _ in range(6):
+        sim.round(3)
+    sim.faulty = True
+    starts_a_cycle(sim)
+    for _ in range(ROUNDS):
+        disturb(sim)
+        sim.round(sim.rng.choice([1.0, 3.0, 3.0, 5.0, 20.0]))
+    return sim
+
+
+def comes_to_rest(sim: Simulation) -> int:
+    """Rounds until nobody is on the way and every cycle has ended; people clear quarantines and resume cycles."""
+    for turn in range(700):
+        if sim.at_rest():
+            return turn
+        sim.round(3)
+        if turn % 5 == 0:
+            clears_a_quarantine(sim)
+            sim.resumes()
+    waiting = {m.name: (m.state.value, m.cause) for m in sim.machines.values() if m.state is not State.IN_SERVICE}
+    reasons = {name: [b.what for b in blockers] for name, blockers in decide(sim.snapshot()).reasons.items()}
+    cycles = [(c.id, c.state.value, c.why) for c in sim.cycles.values()]
+    raise AssertionError(f"L1: no rest: {waiting}, {reasons}, cycles {cycles}, racks {sim.racks}")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_chaos_then_rest(seed: int) -> None:
+    sim = chaos(seed)
+    sim.heal(GENTLE)
+    for kept in list(sim.machine_holds)[1:]:
+        del sim.machine_holds[kept]
+    sim.rack_holds.clear()
+    if not any(c.state is CycleState.RUNNING for c in sim.cycles.values()):
+        sim.cycles["last"] = Cycle(id="last", selector="*", created=sim.now, failure_budget=99)
+    comes_to_rest(sim)
+
+    held = set(sim.machine_holds)
+    for m in sim.machines.values():
+        rests = {State.HELD} if m.name in held else {State.IN_SERVICE, State.QUARANTINED}
+        assert m.state in rests, f"L1: {m.name} rests as {m.state}"
+    again = decide(sim.snapshot())
+    assert not (again.steps or again.locks or again.unlocks or again.cycles), "L1: something is left to do"
+    assert len(sim.permitted) >= ENOUGH_REBOOTS, f"only {len(sim.permitted)} reboots: this run proves nothing"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_in_good_times_every_machine_of_a_cycle_reboots_exactly_once(seed: int) -> None:
+    sim = Simulation(seed, POLICIES[seed % 3], racks=4, per_rack=3)
+    for _ in range(10):
+        sim.round(3)
+    assert all(m.state is State.IN_SERVICE for m in sim.machines.values())
+    sim.cycles["k1"] = Cycle(id="k1", selector="*", target=["", "kernel=6.12"][seed % 2], created=sim.now)
+    turns = comes_to_rest(sim)
+    assert sorted(sim.permitted) == sorted(sim.hosts)
+    assert sim.cycles["k1"].state is CycleState.DONE
+    assert sim.cycles["k1"].totals == {"selected": 12, "rebooted": 12, "failed": 0, "skipped": 0}
+    assert {m.outcomes["k1"] for m in sim.machines.values()} == {"rebooted"}
+    assert {m.unplanned for m in sim.machines.values()} == {0}
+    assert turns > 12
