@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
-from rebootd import __version__
-from rebootd.agent import statefile, textfile
+from rebootd.agent import statefile
 from rebootd.agent.boot import begin, check_boot
-from rebootd.agent.client import Backoff, Coordinators
-from rebootd.agent.detect import Finding, detect
-from rebootd.agent.discovery import Discovery
-from rebootd.agent.host import Host
-from rebootd.agent.identity import consul_client, machine_name, mark_for
-from rebootd.agent.journal import Journal, JournalCorrupt, decode
+from rebootd.agent.client import Backoff
+from rebootd.agent.detect import Finding
 from rebootd.agent.loop import ReportLoop
 from rebootd.agent.outmark import MarkKeeper
+from rebootd.agent.outside import Outside, Reality
 from rebootd.agent.runner import BootChanged, Runner
 from rebootd.core.wire import Tri
 
@@ -47,14 +41,21 @@ async def run_agent(settings: AgentSettings, environ: Mapping[str, str], notifie
 
 
 class Agent:
-    """One life of the agent, within one boot."""
+    """One life of the agent, within one boot. ``outside`` None is the real host."""
 
-    def __init__(self, settings: AgentSettings, environ: Mapping[str, str], notifier: Notifier) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        environ: Mapping[str, str],
+        notifier: Notifier,
+        outside: Outside | None = None,
+    ) -> None:
         self._settings = settings
         self._environ = environ
         self._notifier = notifier
-        self._host = Host(settings)
-        self._journal = Journal(settings.journal)
+        self._outside = outside if outside is not None else Reality(settings, environ)
+        self._host = self._outside.host
+        self._journal = self._outside.journal
         self._finding = Finding(Tri.UNKNOWN)
         self._detected = asyncio.Event()
         self._news = asyncio.Event()
@@ -63,18 +64,17 @@ class Agent:
 
     async def run(self) -> None:
         """Runs until cancelled or until ``BootChanged``."""
-        settings, rng = self._settings, random.Random()
-        consul = consul_client(settings, self._environ)
-        coordinators = Coordinators(settings, Discovery(settings, consul, rng).batches)
+        settings, outside = self._settings, self._outside
+        rng, coordinators = outside.rng, outside.coordinators
         try:
             # Ready before the name is known: waiting for Consul or a coordinator is our work, not a failed start.
             self._notifier.ready()
             async with asyncio.TaskGroup() as group:
                 watchdog = group.create_task(self._notifier.watchdog())
-                name = await machine_name(settings, self._host, consul, remembered_name(settings.journal))
+                name = await outside.name()
                 begin(self._journal, self._host, settings, name)
                 environ = hook_environment(self._environ, settings, name)
-                self._keeper = MarkKeeper(mark_for(settings, consul, name), self._wanted)
+                self._keeper = MarkKeeper(outside.mark(name), self._wanted)
                 self._runner = Runner(
                     settings,
                     self._host,
@@ -85,6 +85,8 @@ class Agent:
                     environ=environ,
                     # The loop is made next; a directive cannot end before it runs.
                     wake=lambda: self._loop.wake(),  # noqa: PLW0108
+                    hooks=outside.hooks,
+                    nonce=outside.nonce,
                 )
                 self._loop = ReportLoop(
                     settings,
@@ -103,7 +105,7 @@ class Agent:
                     group.create_task(self._keeper.run()),
                     group.create_task(self._detect(environ)),
                     group.create_task(self._write_state()),
-                    group.create_task(check_boot(self._journal, settings, environ, self._loop.wake)),
+                    group.create_task(check_boot(self._journal, settings, environ, self._loop.wake, outside.hooks)),
                 ]
                 try:
                     await self._report()
@@ -112,9 +114,7 @@ class Agent:
                     for helper in helpers:
                         helper.cancel()
         finally:
-            await coordinators.close()
-            if consul is not None:
-                await consul.close()
+            await outside.close()
         if self._lost is not None:
             raise self._lost
 
@@ -135,7 +135,7 @@ class Agent:
 
     async def _detect(self, environ: Mapping[str, str]) -> None:
         while True:
-            finding = await detect(self._settings, self._host.kernel(), environ)
+            finding = await self._outside.detect(environ)
             if finding != self._finding:
                 self._finding = finding
                 if self._detected.is_set():
@@ -179,9 +179,7 @@ class Agent:
             where = "in service" if state.in_service else "out of service"
             self._notifier.status(f"{where}, waits for {state.waiting_for}" if state.waiting_for else where)
             try:
-                statefile.write(self._settings.state_file, state)
-                if self._settings.textfile:
-                    textfile.write(Path(self._settings.textfile), state, __version__)
+                self._outside.show(state)
                 self._written = ""
             except OSError as error:
                 if self._written != str(error):
@@ -207,11 +205,3 @@ def hook_environment(environ: Mapping[str, str], settings: AgentSettings, name: 
         "REBOOTD_STATE_DIR": settings.state_dir,
         "REBOOTD_BOOT_ID_FILE": settings.boot_id_file,
     }
-
-
-def remembered_name(path: Path) -> str:
-    """The name that the journal holds, or ``""``."""
-    try:
-        return decode(path.read_bytes()).name
-    except (OSError, JournalCorrupt):
-        return ""

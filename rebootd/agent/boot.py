@@ -15,6 +15,7 @@ from rebootd.core.wire import CheckResult, DirectiveKind, Result
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from rebootd.agent.hooks import RunHooks
     from rebootd.agent.host import Host
     from rebootd.agent.settings import AgentSettings
 
@@ -77,12 +78,16 @@ def new_boot(record: Record, boot_id: str, now: float) -> dict[str, object]:
 
 
 async def check_boot(
-    journal: Journal, settings: AgentSettings, environ: Mapping[str, str], changed: Callable[[], None]
+    journal: Journal,
+    settings: AgentSettings,
+    environ: Mapping[str, str],
+    changed: Callable[[], None],
+    hooks: RunHooks = run_hooks,
 ) -> None:
     """Runs ``post-boot.d`` each ``recheck`` seconds until it passes: a cleared quarantine needs a fresh answer."""
     folder = Path(settings.hooks_dir) / "post-boot.d"
     while journal.record.boot_check.status != "passed":
-        outcome = await run_hooks(folder, settings.hook_timeout, {**environ, "REBOOTD_BOOT_ID": journal.record.boot_id})
+        outcome = await hooks(folder, settings.hook_timeout, {**environ, "REBOOTD_BOOT_ID": journal.record.boot_id})
         check = CheckResult("passed" if outcome.ok else "failed", outcome.detail)
         try:
             journal.update(boot_check=check)

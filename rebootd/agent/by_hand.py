@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from rebootd.agent.app import hook_environment, remembered_name
+from rebootd.agent.app import hook_environment
 from rebootd.agent.boot import new_boot
 from rebootd.agent.hooks import run_hooks
 from rebootd.agent.host import Host
 from rebootd.agent.identity import consul_client, machine_name, mark_for
 from rebootd.agent.journal import Journal
+from rebootd.agent.outside import remembered_name
 from rebootd.core.errors import InvalidInput, RebootdError, Refused
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rebootd.agent.settings import AgentSettings
 
 T = TypeVar("T")
+Reply = tuple[int, dict[str, str], bytes]
+"""Status, headers (title case) and body."""
 HOPS = 3
 """Redirects followed for one request: follower to leader, and a change of leadership or two meanwhile."""
 BODY_LIMIT = 1 << 20
@@ -69,13 +71,59 @@ class _NextError(Exception):
         super().__init__(why)
 
 
+class Line(Protocol):
+    """How a request gets to an instance."""
+
+    async def post(self, url: str, body: bytes, headers: dict[str, str], timeout: float) -> Reply:
+        """One request, no redirect followed. Raises ``OSError``, ``TimeoutError``, ``ValueError``, ``ClientError``."""
+        ...
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        ...
+
+
+class HttpLine:
+    """A :class:`Line` over aiohttp."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, url: str, body: bytes, headers: dict[str, str], timeout: float) -> Reply:
+        """One request; a body beyond ``BODY_LIMIT`` is a ``ValueError``."""
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
+        async with self._open().post(
+            URL(url, encoded=True), data=body, headers=headers, timeout=limits, allow_redirects=False
+        ) as response:
+            data = bytearray()
+            async for chunk in response.content.iter_any():
+                data += chunk
+                if len(data) > BODY_LIMIT:
+                    raise ValueError("an answer that is too long")
+            return response.status, {k.title(): v for k, v in response.headers.items()}, bytes(data)
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        # Made at the first request, because a session belongs to the loop that is running then.
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=8, keepalive_timeout=90)
+            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+
 class Coordinators:
     """A client of whoever leads. ``find`` yields lists of instances; ``leader`` is the URL that answered last."""
 
-    def __init__(self, settings: AgentSettings, find: Callable[[], AsyncIterator[list[str]]]) -> None:
+    def __init__(
+        self, settings: AgentSettings, find: Callable[[], AsyncIterator[list[str]]], line: Line | None = None
+    ) -> None:
         self._settings = settings
         self._find = find
-        self._session: aiohttp.ClientSession | None = None
+        self._line = line if line is not None else HttpLine()
         self._known: list[str] = []
         self._token = read_token(settings.token_file)
         self.leader = ""
@@ -93,8 +141,7 @@ class Coordinators:
 
     async def close(self) -> None:
         """Ends every connection."""
-        if self._session is not None:
-            await self._session.close()
+        await self._line.close()
 
     async def _call(self, path: str, body: bytes, answer: type[T], timeout: float) -> T:
         tried: dict[str, str] = {}
@@ -140,21 +187,12 @@ class Coordinators:
 
     async def _send(
         self, url: str, path: str, body: bytes, timeout: float, tried: dict[str, str], *, trusted: bool
-    ) -> tuple[int, dict[str, str], bytes]:
+    ) -> Reply:
         headers = {"Content-Type": "application/json"}
         if trusted and self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
         try:
-            async with self._open().post(
-                URL(url + path, encoded=True), data=body, headers=headers, timeout=limits, allow_redirects=False
-            ) as response:
-                data = bytearray()
-                async for chunk in response.content.iter_any():
-                    data += chunk
-                    if len(data) > BODY_LIMIT:
-                        raise _NextError("an answer that is too long")
-                return response.status, {k.title(): v for k, v in response.headers.items()}, bytes(data)
+            return await self._line.post(url + path, body, headers, timeout)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             why = str(error) or type(error).__name__
             tried[url] = why
@@ -195,13 +233,6 @@ class Coordinators:
         if not trusted and self._token:
             _log.warning("redirected to a host that discovery does not name; asked without the token", url=url)
         return url, trusted
-
-    def _open(self) -> aiohttp.ClientSession:
-        # Made at the first request, because a session belongs to the loop that is running then.
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=8, keepalive_timeout=90)
-            self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-        return self._session
 
 
 def read_token(path: str, otherwise: str = "") -> str:

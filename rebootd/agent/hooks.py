@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
+
+    RunHooks = Callable[[Path, float, Mapping[str, str]], Awaitable["HookOutcome"]]
+    """Folder, seconds per hook, environment: as :func:`run_hooks`."""
 
 OUTPUT_KEPT = 4096
 """Bytes of output kept of one program: its end, where errors are."""

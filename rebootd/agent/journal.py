@@ -7,21 +7,18 @@ a file lock and on top of what is on disk.
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 import zlib
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rebootd.agent.journal_file import JournalFile
 from rebootd.core.errors import Refused
 from rebootd.core.wire import CheckResult, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from rebootd.agent.journal_file import Disk, Stamp
 
 RESULTS_KEPT = 16
 """How many results are remembered by directive id; a machine's way through one cycle has three."""
@@ -93,19 +90,20 @@ def decode(data: bytes) -> Record:
 
 
 class Journal:
-    """The journal at ``path``. ``record`` is the latest known content, with changes that could not be written yet.
+    """The journal at ``where``, a path or a disk. ``record`` is the latest known content, also what is not on disk yet.
 
     ``problem`` says why the last write failed, or ``""``; ``aside`` is where a damaged file was kept, or None.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: Path | Disk) -> None:
+        self._file: Disk = JournalFile(where) if isinstance(where, Path) else where
+        self.path = self._file.path
         self.record = Record()
         self.problem = ""
         self.aside: Path | None = None
         self._unsaved: dict[str, Any] = {}
         self._disk = self.record
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: Stamp | None = None
 
     def load(self) -> str:
         """Reads the file: ``absent``, ``whole`` or ``corrupt`` (then it was moved to ``aside``).
@@ -113,29 +111,27 @@ class Journal:
         Raises ``JournalUnwritable`` when it can neither be read nor moved aside.
         """
         try:
-            with self._locked():
+            with self._file.locked():
                 return self._load()
         except OSError as error:
             raise JournalUnwritable(f"{self.path}: {error.strerror or error}") from error
 
     def _load(self) -> str:
         try:
-            data = self.path.read_bytes()
+            data = self._file.read()
         except FileNotFoundError:
             return "absent"
         try:
             self.record = decode(data)
         except JournalCorrupt:
-            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            self.aside = self.path.with_name(f"{self.path.name}.corrupt-{stamp}-{os.getpid()}")
-            self.path.rename(self.aside)
+            self.aside = self._file.set_aside()
             return "corrupt"
-        self._stamp = self._stat()
+        self._stamp = self._file.stamp()
         return "whole"
 
     def refresh(self) -> Record:
         """``record`` with what another process (break-glass) may have written meanwhile."""
-        if self._stat() != self._stamp:
+        if self._file.stamp() != self._stamp:
             self._reread()
         return self.record
 
@@ -146,10 +142,11 @@ class Journal:
         """
         self._unsaved.update(changes)
         try:
-            with self._locked():
+            with self._file.locked():
                 self._reread()
                 if self._stamp is None or self._differs():
-                    self._write(encode(self.record))
+                    self._file.replace(encode(self.record))
+                    self._stamp = self._file.stamp()
         except OSError as error:
             self.record = msgspec.structs.replace(self.record, **self._unsaved)
             self.problem = f"the journal {self.path} cannot be written: {error.strerror or error}"
@@ -167,46 +164,9 @@ class Journal:
 
     def _reread(self) -> None:
         try:
-            self._disk = decode(self.path.read_bytes())
-            self._stamp = self._stat()
+            self._disk = decode(self._file.read())
+            self._stamp = self._file.stamp()
         except (OSError, JournalCorrupt):
             # Damaged while we run: what we hold in memory is the better copy, and the next update writes it.
             self._disk, self._stamp = self.record, None
         self.record = msgspec.structs.replace(self._disk, **self._unsaved)
-
-    def _stat(self) -> tuple[int, int, int] | None:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
-    def _write(self, data: bytes) -> None:
-        beside = self.path.with_name(f".{self.path.name}.new")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        beside.rename(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        self._stamp = self._stat()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(
-            self.path.with_name(f".{self.path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

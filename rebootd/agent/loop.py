@@ -128,8 +128,10 @@ class ReportLoop:
         finally:
             for task in (asking, waking):
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, RebootdError):
-                await asking
+            # Not awaited itself: suppressing its cancellation could suppress our own.
+            await asyncio.wait({asking, waking})
+            if not asking.cancelled():
+                asking.exception()
 
     def _heed(self, answer: Answer) -> None:
         record = self._journal.record

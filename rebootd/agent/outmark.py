@@ -58,7 +58,7 @@ class AgentMark:
         if isinstance(present, dict) and present.get("Status") == "critical" and not present.get("ServiceID"):
             return
         if present is not None:
-            # Registering a check again keeps the status that it has (Consul 1.8.7): one that was passed by hand stays so.
+            # Registered again, a check keeps its status (Consul 1.8.7): one that was passed by hand would stay so.
             await _ask(self._consul, "PUT", f"/v1/agent/check/deregister/{CHECK_ID}")
         # A TTL that nobody renews turns critical by itself: even a lost status keeps the machine out.
         check = {"ID": CHECK_ID, "Name": CHECK_NAME, "TTL": _NEVER, "Status": "critical", "Notes": why}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from rebootd.agent.client import Backoff
+    from rebootd.agent.hooks import RunHooks
     from rebootd.agent.host import Host
     from rebootd.agent.outmark import MarkKeeper
     from rebootd.agent.settings import AgentSettings
@@ -27,6 +28,11 @@ PERMIT_PAUSE = 5.0
 """The longest pause between two requests for a permit, in seconds."""
 LOOK = 0.5
 _log = structlog.get_logger("rebootd.agent.runner")
+
+
+def new_nonce() -> str:
+    """A word that nobody else will say."""
+    return uuid.uuid4().hex
 
 
 class BootChanged(Refused):
@@ -52,7 +58,11 @@ class Runner:
         backoff: Backoff,
         environ: Mapping[str, str],
         wake: Callable[[], None],
+        hooks: RunHooks = run_hooks,
+        nonce: Callable[[], str] = new_nonce,
     ) -> None:
+        self._run_hooks = hooks
+        self._new_nonce = nonce
         self._settings = settings
         self._host = host
         self._journal = journal
@@ -70,7 +80,10 @@ class Runner:
 
     def obey(self, directive: Directive | None) -> None:
         """Starts what is asked, unless it is under way or done; what was asked before and no longer is, is stopped."""
-        if self.going_down or (self._current and directive and directive.id == self._current.id):
+        if self.going_down:
+            return
+        if self._current and directive and _same(self._current, directive):
+            self._current = directive
             return
         self.stop()
         if directive is None or self.result(directive.id) is not None:
@@ -115,6 +128,7 @@ class Runner:
         self._finish(directive, outcome)
 
     def _finish(self, directive: Directive, outcome: HookOutcome) -> None:
+        directive = self._current or directive
         result = Result(directive.id, directive.kind, outcome.ok, outcome.detail, directive.epoch)
         # A result that is only in memory is repeated as long as we live; after that the directive is carried out again.
         self.unsaved = result
@@ -137,7 +151,7 @@ class Runner:
             "REBOOTD_BOOT_ID": directive.boot_id,
         }
         self.doing = f"{directive.kind.value}: {folder} hooks"
-        return await run_hooks(Path(self._settings.hooks_dir) / folder, self._settings.hook_timeout, environ)
+        return await self._run_hooks(Path(self._settings.hooks_dir) / folder, self._settings.hook_timeout, environ)
 
     async def _drain(self, directive: Directive) -> HookOutcome:
         # Journaled first: an agent that is killed now comes back knowing that it is out.
@@ -180,7 +194,7 @@ class Runner:
     async def _try_reboot(self, directive: Directive) -> str:
         """One request for the permit and, if it is granted, the reboot command; or why not."""
         try:
-            nonce = self._journal.update(nonce=self._journal.record.nonce or uuid.uuid4().hex).nonce
+            nonce = self._journal.update(nonce=self._journal.record.nonce or self._new_nonce()).nonce
         except JournalUnwritable as error:
             return f"no permit is asked for, {error}"
         self.doing = "reboot: asking for the permit"
@@ -230,8 +244,13 @@ class Runner:
     async def _after_start(self, directive: Directive) -> HookOutcome:
         """The command was executed in this boot, by us before we were killed or for an earlier directive."""
         intent = self._journal.record.intent
-        if intent is None or intent.directive != directive.id:
+        # By boot_id, not by directive: the coordinator asks in `rebooting` again, under the id of that later step.
+        if intent is None or intent.boot_id != directive.boot_id:
             return HookOutcome(ok=False, detail="the reboot command was executed in this boot already; reboot by hand")
+        former = self.result(intent.directive)
+        if former is not None:
+            # It failed already, under the id that the reboot had in the step before.
+            return HookOutcome(ok=False, detail=former.detail)
         self.going_down = True
         return await self._wait_for_the_end(directive, intent.sent)
 
@@ -249,3 +268,9 @@ class Runner:
         return HookOutcome(ok=False, detail=f"{problem}: {self._host.reboot_output()}".rstrip(": "))
 
     _process: asyncio.subprocess.Process | None = None
+
+
+def _same(one: Directive, other: Directive) -> bool:
+    """Whether two directives are one piece of work: the step from drained to rebooting renames the reboot under way."""
+    reboot = one.kind is other.kind is DirectiveKind.REBOOT
+    return one.id == other.id or (reboot and one.boot_id == other.boot_id)

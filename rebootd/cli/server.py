@@ -27,8 +27,10 @@ from rebootd.consul.leadership import Candidate
 from rebootd.consul.registry import Registration, Registry
 from rebootd.consul.settings import ConsulSettings
 from rebootd.coordinator.daemon import Daemon
+from rebootd.coordinator.gates.sight import Eyes
 from rebootd.coordinator.leader import LeaderSettings
 from rebootd.coordinator.metrics import FleetCollector, Metrics
+from rebootd.coordinator.redfish import Redfish
 from rebootd.core.errors import InvalidInput, RebootdError, StoreError
 from rebootd.store.consul import ConsulStore
 from rebootd.store.memory import MemoryConsul, MemoryStore
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from rebootd.coordinator.desk import Desk
+    from rebootd.coordinator.gates.sight import Sight
     from rebootd.store.port import Store
 
 log = structlog.get_logger(__name__)
@@ -61,6 +64,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     service: str = "rebootd"
     consul: ConsulSettings = ConsulSettings()
     memory_nodes: dict[str, str] | None = None
+    power_credentials: Path | None = None
+    power_ca: Path | None = None
 
 
 @click.command(name="server", context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "REBOOTD"})
@@ -78,6 +83,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--consul-token-file", help="A file with the Consul ACL token.")
 @click.option("--store", type=click.Choice(["consul", "memory"]), default="consul", show_default=True)
 @click.option("--memory-nodes", default="", help="With --store memory: name=rack,... of the machines it knows.")
+@click.option(
+    "--power-credentials", type=click.Path(path_type=Path), help="Redfish user and password, one a line, in a file."
+)
+@click.option("--power-ca", type=click.Path(path_type=Path), help="The authority of Redfish controllers' certificates.")
 @click.option("--log-format", type=click.Choice(["json", "plain"]), default="json", show_default=True)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -95,6 +104,8 @@ def command(
     consul_token_file: str | None,
     store: str,
     memory_nodes: str,
+    power_credentials: Path | None,
+    power_ca: Path | None,
     log_format: str,
     log_level: str,
 ) -> None:
@@ -117,12 +128,20 @@ def command(
             service=service,
             consul=ConsulSettings.from_env(os.environ, **{k: v for k, v in explicit.items() if v is not None}),
             memory_nodes=_memory_nodes(memory_nodes) if store == "memory" else None,
+            power_credentials=_file("power-credentials", power_credentials),
+            power_ca=_file("power-ca", power_ca),
         )
         log_to_stderr(log_format, log_level)
         asyncio.run(_serve(settings, Notifier(os.environ)))
     except (RebootdError, OSError) as error:
         click.echo(f"rebootd server: {error}", err=True)
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
+
+
+def _file(field: str, path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise InvalidInput(field, str(path), "a file that exists")
+    return path
 
 
 def _prefix(text: str) -> str:
@@ -200,6 +219,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
     health.start()
     store = ConsulStore(client)
     election_store = ConsulStore.open(settings.consul)
+    eyes = Eyes(client)
     try:
         # Serve at once, so that /healthz answers and requests are parked while Consul is still away.
         log.info("serving", url=serving.url, store=settings.consul.address, version=__version__)
@@ -226,7 +246,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
         services = Registry(client, registration)
         candidate = Candidate(id_, url, settings.node or node)
         daemon = office.daemon = _daemon(
-            settings, store, candidate, metrics, registration.session_checks, election_store
+            settings, store, candidate, metrics, registration.session_checks, election_store, eyes
         )
         await _until(stop, daemon, services.run(), health.run(), notifier.watchdog())
         try:
@@ -236,6 +256,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
     finally:
         await serving.close()
         health.stop()
+        await eyes.close()
         await store.close()
         await election_store.close()
 
@@ -247,6 +268,7 @@ def _daemon(
     metrics: Metrics,
     checks: tuple[str, ...],
     election_store: Store | None = None,
+    sight: Sight | None = None,
 ) -> Daemon:
     leader = LeaderSettings(
         id=candidate.id,
@@ -254,7 +276,17 @@ def _daemon(
         prefix=settings.prefix,
         lock_node="rebootd-locks",
     )
-    daemon = Daemon(store, candidate, leader, metrics, checks=checks, election_store=election_store)
+    credentials = settings.power_credentials
+    daemon = Daemon(
+        store,
+        candidate,
+        leader,
+        metrics,
+        checks=checks,
+        election_store=election_store,
+        sight=sight,
+        restarter=Redfish(credentials, ca=settings.power_ca) if credentials is not None else None,
+    )
     metrics.registry.register(FleetCollector(daemon.look))
     return daemon
 

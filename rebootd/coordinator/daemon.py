@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
     from rebootd.consul.leadership import Candidate, Leadership, Tuning
     from rebootd.coordinator.desk import Desk
+    from rebootd.coordinator.gates.sight import Sight
     from rebootd.coordinator.metrics import Metrics
+    from rebootd.coordinator.redfish import Restarter
     from rebootd.core.decision import Decision
     from rebootd.core.model import Snapshot
     from rebootd.store.port import Store
@@ -51,6 +54,9 @@ class Daemon:
         tuning: Tuning | None = None,
         wall: Callable[[], float] = time.time,
         ids: Callable[[], str] = new_id,
+        rng: random.Random | None = None,
+        sight: Sight | None = None,
+        restarter: Restarter | None = None,
     ) -> None:
         self._store = store
         self._candidate = candidate
@@ -58,6 +64,9 @@ class Daemon:
         self._metrics = metrics
         self._wall = wall
         self._ids = ids
+        self._rng = rng or random.Random()
+        self._sight = sight
+        self._restarter = restarter
         self._leader: Leader | None = None
         self._leadership: Leadership | None = None
         self.election = Election(
@@ -68,6 +77,7 @@ class Daemon:
             checks=checks,
             tuning=tuning,
             wall=wall,
+            rng=self._rng,
         )
 
     async def run(self) -> None:
@@ -80,7 +90,17 @@ class Daemon:
 
     async def _lead(self, leadership: Leadership) -> None:
         self._metrics.elections.inc()
-        leader = Leader(self._store, leadership, self._settings, self._metrics, wall=self._wall, new_id=self._ids)
+        leader = Leader(
+            self._store,
+            leadership,
+            self._settings,
+            self._metrics,
+            wall=self._wall,
+            new_id=self._ids,
+            jitter=self._rng.random,
+            sight=self._sight,
+            restarter=self._restarter,
+        )
         self._leadership = leadership
         try:
             await leader.run(self._open)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rebootd.coordinator.records import T, decode
+from rebootd.core.durations import Durations
 from rebootd.core.errors import InvalidInput
 from rebootd.core.model import (
     Aside,
@@ -20,20 +21,25 @@ from rebootd.core.model import (
     Machine,
     Observation,
     OpenWindow,
+    PowerCycle,
+    PowerState,
     RackLock,
     RackRecord,
+    Refusal,
     Snapshot,
 )
 from rebootd.core.policy import DEFAULT_POLICY, parse_policy
+from rebootd.core.power import STATES, controller
 from rebootd.core.wire import DirectiveKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rebootd.coordinator.records import Keys
+    from rebootd.core.gates import Held, Reading
     from rebootd.core.policy import Policy
     from rebootd.core.wire import PermitRequest, Report
-    from rebootd.store.port import Entry, Session
+    from rebootd.store.port import Entry, Node, Session
 
 
 class Fleet:
@@ -60,6 +66,18 @@ class Fleet:
         self.catalog: dict[str, str] = {}
         self.faults: dict[str, str] = {}
         self.alarms: dict[str, str] = {}
+        self.durations = Durations()
+        self.power: dict[str, PowerCycle] = {}
+        self.refusals: dict[str, Refusal] = {}
+        self.node_meta: dict[str, dict[str, str]] = {}
+        self.can_power = False
+        """Whether this leader has what it takes to power-cycle machines: credentials."""
+        self.addresses: dict[str, str] = {}
+        self.readings: dict[str, Reading] = {}
+        self.gate_since: dict[str, Held] = {}
+        self.failing: dict[str, str] = {}
+        self.failing_since: dict[str, float] = {}
+        self.gone: dict[str, float] = {}
 
     # --- what the store says -------------------------------------------------------------
 
@@ -98,10 +116,14 @@ class Fleet:
             self._hold("rack", key.removeprefix(keys.holds + "rack/"), entry, now)
         elif key.startswith(keys.windows):
             _put(self, self.windows, key.removeprefix(keys.windows), entry, OpenWindow)
+        elif key.startswith(keys.power):
+            self._power_cycle(key.removeprefix(keys.power), entry, now)
         elif key == keys.halt:
             self.halt = _halt(entry.value, now) if entry is not None else None
         elif key == keys.policy:
             self._policy(entry)
+        elif key == keys.durations:
+            self._durations(entry)
         elif key.startswith(keys.racks):
             self._rack(key.removeprefix(keys.racks), entry)
 
@@ -109,6 +131,10 @@ class Fleet:
         self.asides.pop(name, None)
         if entry is None:
             self.machines.pop(name, None)
+            seen = self.observed.get(name)
+            if seen is not None and now - seen.at > self.policy.unreachable_after:
+                # Else its record would be made anew from a report of the past.
+                del self.observed[name]
             return
         try:
             machine = decode(entry.value, Machine)
@@ -133,6 +159,20 @@ class Fleet:
             reason = entry.value.decode(errors="replace")[:200]
             holds[name] = Hold(kind=kind, name=name, since=now, reason=reason)
 
+    def _power_cycle(self, name: str, entry: Entry | None, now: float) -> None:
+        if entry is None:
+            self.power.pop(name, None)
+            return
+        try:
+            self.power[name] = decode(entry.value, PowerCycle)
+        except msgspec.MsgspecError as error:
+            # It may have been sent: what is unknown is not safe, so this boot is not power-cycled (again).
+            machine, said = self.machines.get(name), f"its record cannot be read: {error}"
+            boot_id = machine.boot_id if machine is not None else ""
+            self.power[name] = PowerCycle(
+                machine=name, boot_id=boot_id, address="", since=now, changed=now, state=PowerState.FAILED, result=said
+            )
+
     def _policy(self, entry: Entry | None) -> None:
         self.faults.pop("policy", None)
         self.policy_text = entry.value.decode(errors="replace") if entry is not None else ""
@@ -141,6 +181,19 @@ class Fleet:
         except InvalidInput as error:
             # The last good policy keeps judging what comes back; nothing new goes out.
             self.faults["policy"] = f"the policy in the store cannot be read: {error}"
+
+    def _durations(self, entry: Entry | None) -> None:
+        if entry is None:
+            return
+        try:
+            read = decode(entry.value, Durations)
+        except msgspec.MsgspecError as error:
+            # Estimates are a convenience: they start anew, and the next write puts the record right.
+            self.alarms["durations"] = f"the record of durations cannot be read: {error}"
+            return
+        self.alarms.pop("durations", None)
+        if read.samples > self.durations.samples:
+            self.durations = read
 
     def _rack(self, rest: str, entry: Entry | None) -> None:
         rack, _, what = rest.rpartition("/")
@@ -178,6 +231,32 @@ class Fleet:
         if seen is not None:
             self.observed[name] = Observation(report=seen.report, at=now, enabled_at=seen.enabled_at)
 
+    # --- what the catalog says -----------------------------------------------------------
+
+    def catalog_read(self, nodes: Iterable[Node], now: float) -> None:
+        """Takes over the catalog's nodes: their racks, their addresses, and which machines it no longer has.
+
+        A catalog that lacks most machines is one that cannot be read as it should (rights, a lost datacenter): nobody
+        is gone for that.
+        """
+        nodes = list(nodes)
+        self.catalog = {n.name: n.meta.get("rack", "") for n in nodes}
+        self.addresses = {n.address: n.name for n in nodes if n.address}
+        missing = [name for name in self.machines if name not in self.catalog]
+        if len(missing) * 2 > len(self.machines) and len(missing) > 1:
+            self.alarms["catalog"] = f"Consul's catalog lacks {len(missing)} of {len(self.machines)} machines"
+            self.gone = {}
+            return
+        self.alarms.pop("catalog", None)
+        self.gone = {name: self.gone.get(name, now) for name in missing}
+
+    def refused(self, name: str, refusal: Refusal | None) -> None:
+        """Keeps why a machine's last request for a permit was refused; None: it was granted."""
+        if refusal is not None and name in self.machines:
+            self.refusals[name] = refusal
+        else:
+            self.refusals.pop(name, None)
+
     # --- what is decided on --------------------------------------------------------------
 
     def rack_lock(self, rack: str) -> RackLock:
@@ -190,6 +269,22 @@ class Fleet:
             return RackLock(holder="ours", session=holder)
         session = self.sessions.get(holder)
         return RackLock(holder="other", session=holder, node=session.node if session else "")
+
+    def _controllers(self) -> dict[str, tuple[str, str]]:
+        """Where the machines that may need it can be power-cycled."""
+        if not self.can_power or not self.policy.failures.power.address:
+            return {}
+        found = {
+            name: controller(self.policy, name, m.rack, self.node_meta.get(name, {}))
+            for name, m in self.machines.items()
+            if m.state in STATES
+        }
+        return {name: at for name, at in found.items() if at is not None}
+
+    def _alarms(self) -> tuple[str, ...]:
+        if self.policy.failures.power.address and not self.can_power:
+            return (*self.alarms.values(), "the policy wants power cycles, and this leader has no credentials for them")
+        return tuple(self.alarms.values())
 
     def snapshot(
         self, *, now: float, epoch: int, leading_since: float, clock_skew: float, leader_node: str
@@ -214,8 +309,17 @@ class Fleet:
             leading_since=leading_since,
             clock_skew=clock_skew,
             leader_node=leader_node,
+            durations=self.durations,
             faults=tuple(self.faults.values()),
-            alarms=tuple(self.alarms.values()),
+            alarms=self._alarms(),
+            power=dict(self.power),
+            controllers=self._controllers(),
+            refusals=dict(self.refusals),
+            readings=dict(self.readings),
+            gate_since=dict(self.gate_since),
+            failing=self.failing,
+            failing_since=self.failing_since,
+            gone=dict(self.gone),
         )
 
 

@@ -7,6 +7,7 @@ since the last one, asks the core, commits, and only then tells anybody (DESIGN.
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 from collections import deque
 from typing import TYPE_CHECKING
@@ -16,7 +17,11 @@ import structlog
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
 from rebootd.coordinator.fleet import Fleet
+from rebootd.coordinator.gates.health import HealthWatch
+from rebootd.coordinator.gates.keeper import GateKeeper
+from rebootd.coordinator.history import History
 from rebootd.coordinator.locks import RackLocks
+from rebootd.coordinator.power import PowerRoom
 from rebootd.coordinator.reception import Reception
 from rebootd.coordinator.records import Keys, decode, encode
 from rebootd.coordinator.ring import Ring
@@ -41,7 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from rebootd.consul.leadership import Leadership
+    from rebootd.coordinator.gates.sight import Sight
     from rebootd.coordinator.metrics import Metrics
+    from rebootd.coordinator.redfish import Restarter
     from rebootd.core.model import Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
     from rebootd.store.port import Op, Store
@@ -92,6 +99,9 @@ class Leader:
         *,
         wall: Callable[[], float],
         new_id: Callable[[], str],
+        jitter: Callable[[], float] = random.random,
+        sight: Sight | None = None,
+        restarter: Restarter | None = None,
     ) -> None:
         self.epoch = 0
         self._store = store
@@ -103,6 +113,7 @@ class Leader:
         self._keys = Keys(settings.prefix)
         self.fleet = Fleet(self._keys)
         self._ring = Ring(self._keys)
+        self._history = History(self.fleet, new_id)
         self._waiting = Waiting()
         self._dirty = asyncio.Event()
         self._plans: deque[tuple[Callable[[Snapshot], Change], asyncio.Future[Change]]] = deque()
@@ -120,11 +131,16 @@ class Leader:
             new_write_id=new_id,
             seal=self._seal,
             on_commit=metrics.committed,
+            jitter=jitter,
         )
+        self._sight = sight
+        self._keeper = GateKeeper(self.fleet, sight, self._dirty, wall=wall, note=self._note)
         self._locks = RackLocks(store, self.fleet, f"{settings.prefix}racks", settings.lock_node, new_id)
         self.reception = Reception(
             self.fleet, self._waiting, self._dirty, metrics, wall=wall, note=self._note, look_up=self._look_up
         )
+        self.fleet.can_power = restarter is not None
+        self._power = PowerRoom(self.fleet, leadership, restarter, wall=wall, apply=self.apply) if restarter else None
 
     # --- the scope -----------------------------------------------------------------------
 
@@ -147,6 +163,11 @@ class Leader:
                 for prefix in self._small_prefixes():
                     group.create_task(self._follow_prefix(prefix))
                 group.create_task(self._follow_catalog())
+                group.create_task(self._keeper.run())
+                if self._sight is not None:
+                    group.create_task(HealthWatch(self.fleet, self._sight, self._dirty, self._wall).run())
+                if self._power is not None:
+                    group.create_task(self._power.run())
                 group.create_task(self._ticks())
         except ExceptionGroup as group_:
             _, bugs = group_.split(RebootdError)
@@ -191,15 +212,16 @@ class Leader:
         """Reads everything once, behind a barrier: the fence of our epoch is in the log already."""
         now = self._wall()
         await self._look_up(force=True)
-        for prefix in (*self._small_prefixes(), self._keys.machines):
+        for prefix in (*self._small_prefixes(), self._keys.durations, self._keys.machines):
             entries, index = await self._store.list(prefix, consistent=True)
             self.fleet.absorb_prefix(prefix, entries, index, now)
+        self._history.loaded(now)
         entries, _ = await self._store.list(self._keys.events, consistent=True)
         self._ring.load(entries)
 
     def _small_prefixes(self) -> tuple[str, ...]:
         keys = self._keys
-        return (keys.control, keys.policy, keys.racks, keys.holds, keys.windows, keys.cycles)
+        return (keys.control, keys.policy, keys.racks, keys.holds, keys.windows, keys.cycles, keys.power)
 
     async def _follow_prefix(self, prefix: str) -> None:
         """People and other tools write these too: a halt with ``consul kv put``, a rack with ``consul lock``."""
@@ -238,7 +260,8 @@ class Leader:
             if force and not self.fleet.catalog:
                 raise
             return
-        self.fleet.catalog = {n.name: n.meta.get("rack", "") for n in nodes}
+        self.fleet.catalog_read(nodes, self._wall())
+        self.fleet.node_meta = {n.name: n.meta for n in nodes}
 
     # --- ticks ---------------------------------------------------------------------------
 
@@ -268,7 +291,8 @@ class Leader:
         began = loop.time()
         self._decision = decision = decide(snapshot)
         self._metrics.decide.observe(loop.time() - began)
-        work = self._planner.plan(decision, snapshot.now)
+        self._keeper.judged(snapshot, decision)
+        work = [*self._planner.plan(decision, snapshot.now), *self._history.due(snapshot.now, self.epoch)]
         dropped: dict[str, str] = {}
         if work:
             dropped = await self._land(work)
@@ -307,6 +331,7 @@ class Leader:
         if work.unlock:
             self._locks.reuse(work.session)
         before = work.before
+        self._history.saw(before, work.events)
         since: float | None = before.since if before is not None else None
         for event in work.events:
             self._metrics.happened(event, since)
@@ -314,6 +339,9 @@ class Leader:
         self._ring.publish(work.events)
         if work.machine is not None:
             self._waiting.wake(work.machine.name)
+            self._keeper.changed(work.machine)
+        if work.power is not None and self._power is not None:
+            self._power.committed(work.power)
 
     async def _reload(self, work: Work) -> None:
         """Reads again what a dropped step had wrong; a record that was edited by hand is taken as it is."""

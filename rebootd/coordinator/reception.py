@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from rebootd.core.directives import BUSY_WAIT, directive_for, longest_wait
 from rebootd.core.errors import NotLeader, Refused
-from rebootd.core.model import Event, State
+from rebootd.core.model import Event, Refusal, State
 from rebootd.core.quiet import quiet
 from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
 
@@ -222,10 +222,14 @@ class Reception:
             verdict = decision.permits.get(name)
             if future is None or future.done() or verdict is None or self._fleet.asking.get(name) is not request:
                 continue
+            if verdict.wait:
+                # A gate is being read again; the next decision has it.
+                continue
             machine = self._fleet.machines.get(name)
             permit = machine.permit if machine is not None else None
             if verdict.granted and name in dropped:
                 future.set_result(_refusal(request, self.epoch, dropped[name]))
+                self._fleet.refused(name, Refusal(request.boot_id, dropped[name], snapshot.now))
             elif (
                 verdict.granted
                 and permit is not None
@@ -235,6 +239,7 @@ class Reception:
                     request.nonce,
                 )
             ):
+                self._fleet.refused(name, None)
                 future.set_result(
                     PermitAnswer(
                         granted=True,
@@ -245,7 +250,9 @@ class Reception:
                     )
                 )
             else:
-                future.set_result(_refusal(request, self.epoch, verdict.reason or "the permit was not committed"))
+                why = verdict.reason or "the permit was not committed"
+                future.set_result(_refusal(request, self.epoch, why))
+                self._fleet.refused(name, Refusal(request.boot_id, why, snapshot.now))
                 if verdict.final and machine is not None:
                     self._tell(machine, "permit refused", verdict.reason)
 

@@ -34,9 +34,11 @@ class Keys:
         self.cycles = prefix + "cycles/"
         self.holds = prefix + "holds/"
         self.windows = prefix + "windows/"
+        self.power = prefix + "power/"
         self.control = prefix + "control/"
         self.racks = prefix + "racks/"
         self.events = prefix + "events/"
+        self.durations = prefix + "durations"
 
     def machine(self, name: str) -> str:
         """``machines/<name>``."""
@@ -53,6 +55,10 @@ class Keys:
     def rack_hold(self, rack: str) -> str:
         """``holds/rack/<rack>``."""
         return f"{self.holds}rack/{rack}"
+
+    def power_cycle(self, name: str) -> str:
+        """``power/<machine>``."""
+        return self.power + name
 
     def rack_lock(self, rack: str) -> str:
         """``racks/<rack>/.lock``: the key that ``consul lock <prefix>racks/<rack>`` uses."""

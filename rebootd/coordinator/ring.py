@@ -59,6 +59,10 @@ class Ring:
             self._events.extend(chunk.events)
             self._number = max(self._number, chunk.number)
             self._seq = max([self._seq, *(e.seq for e in chunk.events)])
+        if chunks:
+            # Refusals are told but not stored, and had numbers too: whoever asks this leader for what came after one of
+            # those must not miss what is stored from now on.
+            self._seq += IN_MEMORY
 
     def number(self, events: Iterable[Event]) -> tuple[Event, ...]:
         """The same events with their place in the history."""

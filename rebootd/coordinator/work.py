@@ -8,8 +8,8 @@ import msgspec
 from msgspec.structs import replace
 
 from rebootd.coordinator.records import encode
-from rebootd.core.decision import Change, Decision, Guard, Lane, MachineStep
-from rebootd.core.model import Cycle, Event, Machine
+from rebootd.core.decision import Change, Decision, Guard, Lane, MachineStep, PowerStep
+from rebootd.core.model import Cycle, Event, Machine, PowerCycle
 from rebootd.store.port import (
     CheckIndex,
     CheckNotExists,
@@ -44,6 +44,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     lock: str = ""
     unlock: str = ""
     session: str = ""
+    power: PowerCycle | None = None
 
 
 class Planner:
@@ -66,6 +67,7 @@ class Planner:
                 work.append(self._rack(now, lock=rack))
         work += [self._rack(now, unlock=rack) for rack in decision.unlocks]
         work += [self._cycle(cycle, event) for cycle, event in decision.cycles]
+        work += [self._power(step) for step in decision.power]
         work += [self._gone(fleet_key) for fleet_key in decision.prune]
         return work
 
@@ -176,6 +178,21 @@ class Planner:
             lock=lock,
             unlock=unlock,
             session=session,
+        )
+
+    def _power(self, step: PowerStep) -> Work:
+        """Lands only if the machine is still where it was: same state, same boot_id."""
+        fleet, name = self._fleet, step.after.machine
+        key, machine = fleet.keys.power_cycle(name), fleet.keys.machine(name)
+        after = replace(step.after, write_id=self._new_id(), epoch=self._epoch)
+        op = Set(key=key, value=encode(after), cas=fleet.index.get(key, 0))
+        guard = CheckIndex(key=machine, index=fleet.index[machine])
+        numbered = self._ring.number((step.event,))
+        return Work(
+            step=Step(ops=(op,), guards=(guard,), lane=Lane.OUT.value, note=numbered),
+            events=numbered,
+            keys=(key, machine),
+            power=after,
         )
 
     def _gone(self, relative: str) -> Work:

@@ -8,17 +8,22 @@ from msgspec.structs import replace
 
 from rebootd.core.advance import advance, at_target, selected
 from rebootd.core.decision import Guard, Lane, MachineStep
+from rebootd.core.emergency import emergency_note
+from rebootd.core.failures import held_back, needs_person
 from rebootd.core.limits import Tally, unheard
 from rebootd.core.model import Blocker, Cycle, CycleState, State
+from rebootd.core.pace import goes_last
 from rebootd.core.permits import open_racks
-from rebootd.core.selectors import parse_selector
+from rebootd.core.second_look import resting
 from rebootd.core.settle import held_by
-from rebootd.core.states import Happening
+from rebootd.core.states import WORKING, Happening
+from rebootd.core.wishes import Wish, Wishes, machine_order, rack_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rebootd.core.model import Hold, Machine
+    from rebootd.core.model import Machine
+    from rebootd.core.policy import Policy
     from rebootd.core.view import View
 
 CYCLE_GUARDS = frozenset(Guard)
@@ -33,83 +38,90 @@ class Admission:
         self.reasons: dict[str, tuple[Blocker, ...]] = {}
         self.wanted: set[str] = set()
         """Racks in which somebody still waits to go and nothing but capacity is in the way."""
+        self.others = False
+        """Whether a machine goes, or waits for capacity alone, that is in no quorum group."""
+        self.renewing: set[str] = set()
+        """Racks in which somebody goes as soon as a gate has been read again, which is under way."""
 
 
 def admit(view: View, settled: frozenset[str]) -> Admission:
     """Chooses the machines that go out now; ``settled`` already have a step in this decision.
 
-    Racks that are open go on before another is opened; racks and machines go by name, the leader's
-    own machine last in its rack.
+    Racks that are open go on before another is opened; for the order of racks and machines see
+    :mod:`rebootd.core.wishes`.
     """
-    out = Admission()
-    wanting = _wanting(view, settled)
-    ordered = sorted(wanting, key=lambda rack: (rack not in view.capacity.open, rack))
-    for rack in ordered:
-        _admit_rack(view, rack, wanting[rack], out)
+    wanting = Wishes(view).by_rack(settled)
+    out = choose(view, wanting)
     taken = {step.name for step in out.steps}
     _explain(view, wanting, taken, out)
     return out
 
 
-Wish = tuple["Machine", "Cycle | None", "Hold | None"]
+def choose(view: View, wanting: dict[str, list[Wish]]) -> Admission:
+    """The machines of ``wanting`` that go out now; members of quorum groups once no other could go, and alone."""
+    out = Admission()
+    ordered, last = rack_order(view, wanting), view.pace.last
+    for rack in ordered:
+        _admit_rack(view, rack, wanting[rack], out)
+    if last and not out.others and not out.steps:
+        out.others = any(
+            (m := view.snapshot.machines.get(name)) is not None and m.cycle and m.state in WORKING
+            for name in view.capacity.lost
+        )
+    for rack in ordered if last and not out.others else ():
+        _admit_rack(view, rack, wanting[rack], out, members=True)
+        if out.steps:
+            break
+    return out
 
 
-def _wanting(view: View, settled: frozenset[str]) -> dict[str, list[Wish]]:
-    """Machines in service that a hold or a cycle wants out, by rack."""
-    snapshot = view.snapshot
-    wanting: dict[str, list[Wish]] = {}
-    compiled = [
-        (c, parse_selector(c.selector).matches, parse_selector(c.target, "target").matches if c.target else None)
-        for c in view.cycles
-    ]
-    machine_holds, rack_holds = snapshot.machine_holds, snapshot.rack_holds
-    in_service = State.IN_SERVICE
-    for rack, members in view.capacity.members.items():
-        here: list[Wish] = []
-        for m in members:
-            if m.state is not in_service or m.name in settled:
-                continue
-            hold = machine_holds.get(m.name) or rack_holds.get(rack)
-            if hold is not None:
-                here.append((m, None, hold))
-                continue
-            outcomes = m.outcomes
-            paused: Cycle | None = None
-            for cycle, matches, reached in compiled:
-                if cycle.id in outcomes or not matches(m) or (reached is not None and reached(m)):
-                    continue
-                if view.runs(cycle):
-                    here.append((m, cycle, None))
-                    break
-                paused = paused or cycle
-            else:
-                if paused is not None:
-                    here.append((m, paused, None))
-        if here:
-            wanting[rack] = here
-    return wanting
-
-
-def _admit_rack(view: View, rack: str, wishes: list[Wish], out: Admission) -> None:
+def _admit_rack(view: View, rack: str, wishes: list[Wish], out: Admission, *, members: bool = False) -> None:
     if view.stops or not rack:
         return
-    for_cycles = not view.closed
-    runnable = [w for w in wishes if w[2] is not None or (for_cycles and w[1] is not None and view.runs(w[1]))]
+    open_to = {c.id for c in view.cycles if view.runs(c) and not view.closed_for(c.id)}
+    runnable = [w for w in wishes if w[2] is not None or (w[1] is not None and w[1].id in open_to)]
+    pace = view.pace
+    if pace.any:
+        runnable = [w for w in runnable if not pace.blockers(w[0], w[1])]
+    if pace.last:
+        runnable = [w for w in runnable if w[1] is None or (w[0].name in pace.last) is members]
     if not runnable or _rack_blockers(view, rack):
         return
     out.wanted.add(rack)
+    before = len(out.steps)
+    if _may_open(view, rack):
+        _take_from(view, rack, runnable, out)
+    if pace.last and not members:
+        out.others = out.others or len(out.steps) > before or any(_could(view, w) for w in runnable)
+
+
+def _could(view: View, wish: Wish) -> bool:
+    """Whether nothing but capacity that will be free again keeps this machine in."""
+    m, cycle, _ = wish
+    tallies = (view.capacity.racks[m.rack], *view.capacity.limits_of(m))
+    skip = view.skips(cycle.id) if cycle is not None else frozenset()
+    shut = view.safeguards.any and view.safeguards.blockers(m, skip) and not view.safeguards.renewing(m, skip)
+    kept = shut or _own(view, m) or held_back(view, m, cycle)
+    return not kept and all(t.maximum > 0 for t in tallies)
+
+
+def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> None:
+    """Takes out as many machines of one rack as capacity allows."""
     capacity = view.capacity
     tally = capacity.racks[rack]
-    if not _may_open(view, rack):
-        return
     lock = view.snapshot.racks.get(rack)
     ours = lock is not None and lock.holder == "ours"
-    own = view.snapshot.leader_node
-    runnable.sort(key=lambda w: (w[0].name == own, w[0].name))
+    safe = view.safeguards
+    runnable.sort(key=machine_order(view))
     for m, cycle, hold in runnable:
         if tally.full:
             return
-        if _own(view, m) or any(t.full for t in capacity.limits_of(m)):
+        if _own(view, m) or held_back(view, m, cycle) or any(t.full for t in capacity.limits_of(m)):
+            continue
+        skip = view.skips(cycle.id) if cycle is not None else frozenset()
+        if safe.any and safe.blockers(m, skip):
+            if safe.renewing(m, skip):
+                out.renewing.add(rack)
             continue
         cause = f"cycle {cycle.id}" if cycle else "hold"
         after, event = advance(
@@ -118,7 +130,7 @@ def _admit_rack(view: View, rack: str, wishes: list[Wish], out: Admission) -> No
             now=view.now,
             epoch=view.epoch,
             cause=cause,
-            detail=hold.reason if hold else "",
+            detail=hold.reason if hold else emergency_note(cycle),
             cycle=cycle.id if cycle else "",
             booted=False,
             planned=False,
@@ -137,6 +149,7 @@ def _admit_rack(view: View, rack: str, wishes: list[Wish], out: Admission) -> No
             )
         )
         capacity.add(m)
+        safe.left(m)
         if not ours:
             # The lock lands with the first machine; the others of its rack go once it is held.
             return
@@ -187,17 +200,28 @@ def _own(view: View, m: Machine) -> tuple[Blocker, ...]:
         return (
             Blocker(kind="conflict", what=conflict, since=view.now, clears=f"an operator: rebootctl forget {m.name}"),
         )
-    if not unheard(snapshot, m.name):
-        return ()
-    seen = snapshot.observed.get(m.name)
-    return (
-        Blocker(
-            kind="unseen",
-            what="its agent has not called " + ("for too long" if seen else "since this leader began"),
-            since=seen.at if seen else snapshot.leading_since,
-            clears="the machine's agent",
-        ),
-    )
+    out = []
+    if unheard(snapshot, m.name):
+        seen = snapshot.observed.get(m.name)
+        out.append(
+            Blocker(
+                kind="unseen",
+                what="its agent has not called " + ("for too long" if seen else "since this leader began"),
+                since=seen.at if seen else snapshot.leading_since,
+                clears="the machine's agent",
+            )
+        )
+    if m.name in snapshot.failing:
+        out.append(
+            Blocker(
+                kind="failing",
+                what=f"Consul says that it has failed: {snapshot.failing[m.name]}",
+                since=snapshot.failing_since.get(m.name, view.now),
+                clears="whoever repairs it",
+            )
+        )
+    rest = resting(m, view.now)
+    return (*out, rest) if rest is not None else tuple(out)
 
 
 def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: Admission) -> None:
@@ -208,7 +232,12 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
     opened = open_racks(view) if many else None
     observed, conflicts, now = snapshot.observed, snapshot.conflicts, view.now
     patience = snapshot.policy.unreachable_after
+    failing, failed = snapshot.failing, view.may_hold_back
+    safe = view.safeguards
+    marked = safe.any
     limits = [(s.matches, t, _limit(t)) for s, t in view.capacity.limits if t.full]
+    pace = view.pace
+    paced: dict[tuple[int, ...], tuple[Blocker, ...]] = {}
     cycle_stops = {c.id: view.cycle_stop(c.id) for c in view.cycles}
     nothing = Blocker(
         kind="next", what="it is next: nothing blocks it", since=now, clears="the leader, at its next tick"
@@ -227,11 +256,10 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
             base = (
                 *common,
                 *_rack_blockers(view, rack),
-                *((opened,) if opened is not None and rack not in view.capacity.open else ()),
+                *((opened,) if opened is not None and not _may_open(view, rack) else ()),
                 *((_limit(tally),) if tally.full else ()),
             )
-        for_cycle = (*base, *view.closed)
-        shared: dict[tuple[str, int], tuple[Blocker, ...]] = {}
+        shared: dict[tuple[str, int, tuple[object, ...]], tuple[Blocker, ...]] = {}
         reasons = out.reasons
         for m, cycle, hold in wishes:
             name = m.name
@@ -243,19 +271,30 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
                 if matches(m):
                     mask |= bit
                 bit <<= 1
-            key = ("" if hold else cycle.id if cycle else "", mask)
+            key = ("" if hold else cycle.id if cycle else "", mask, safe.mark(m) if marked else ())
             blockers = shared.get(key)
             if blockers is None:
                 stop = cycle_stops.get(key[0])
                 blockers = (
-                    *(base if hold else for_cycle),
+                    *(base if hold else (*base, *view.closed_for(key[0]))),
                     *((stop,) if stop else ()),
                     *(b for i, (_, _, b) in enumerate(limits) if mask >> i & 1),
+                    *(safe.blockers(m, view.skips(key[0])) if marked else ()),
                 )
                 shared[key] = blockers = blockers or (nothing,)
+            if pace.any or out.others:
+                slow = pace.blockers(m, cycle)
+                if out.others and cycle is not None and name in pace.last:
+                    slow = (*slow, goes_last(cycle.id, cycle.created))
+                if slow:
+                    joined = (id(blockers), *map(id, slow))
+                    blockers = paced.setdefault(joined, slow if blockers == (nothing,) else (*blockers, *slow))
             seen = observed.get(name)
-            if seen is None or now - seen.at > patience or name in conflicts:
-                own = _own(view, m)
+            if seen is None or now - seen.at > patience or name in conflicts or name in failing or m.turned_back or failed(m):
+                own = (*_own(view, m), *held_back(view, m, cycle))
+                if not own:
+                    reasons[name] = blockers
+                    continue
                 blockers = own if blockers == (nothing,) else (*blockers, *own)
             reasons[name] = blockers
     for rack, members in view.capacity.members.items():
@@ -275,12 +314,14 @@ def _limit(tally: Tally) -> Blocker:
     )
 
 
-def finished(cycle: Cycle, machines: Iterable[Machine]) -> dict[str, int] | None:
+def finished(cycle: Cycle, machines: Iterable[Machine], policy: Policy) -> dict[str, int] | None:
     """The totals of a cycle for which nothing is left to do, or None while something is.
 
-    Held, quarantined and rackless machines are not waited for: they need a person, and every cycle
-    must end (L1).
+    Held, quarantined and rackless machines, and those that a reboot would not help, are not waited for: they
+    need a person, and every cycle must end (L1).
     """
+    if cycle.standing:
+        return None
     totals = {"selected": 0, "rebooted": 0, "failed": 0, "skipped": 0}
     for m in machines:
         outcome = m.outcomes.get(cycle.id, "")
@@ -291,7 +332,8 @@ def finished(cycle: Cycle, machines: Iterable[Machine]) -> dict[str, int] | None
         totals["selected"] += 1
         word = outcome.partition(":")[0]
         if not word:
-            if m.rack and m.state not in {State.HELD, State.QUARANTINED} and not at_target(cycle, m):
+            stuck = not m.rack or m.state in {State.HELD, State.QUARANTINED} or needs_person(m, policy)
+            if not stuck and not at_target(cycle, m):
                 return None
             word = "skipped"
         totals[word] = totals.get(word, 0) + 1

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from rebootd.core.model import SUPERSEDED_BOOTS, CycleState, Event, Machine, State
 from rebootd.core.selectors import parse_selector
 from rebootd.core.states import Happening, target
+from rebootd.core.wire import Tri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,11 @@ def advance(
     to = target(machine.state, happening)
     if to is None:
         raise ValueError(f"{happening} does not apply to {machine.name}, which is {machine.state}")
+    if facts.get("outcomes", machine.outcomes) is not machine.outcomes or (
+        to is State.IN_SERVICE and machine.booted and machine.cycle
+    ):
+        # Waves soak from here, and the standing cycle leaves the machine alone from here.
+        facts["ended"] = now
     stays = to is machine.state and to in {State.HELD, State.QUARANTINED}
     after = replace(
         machine,
@@ -83,6 +89,8 @@ def at_target(cycle: Cycle, machine: Machine) -> bool:
 
 def pending(cycle: Cycle, machine: Machine) -> bool:
     """Whether the cycle still wants this machine to reboot."""
+    if cycle.standing:
+        return machine.reboot_required is Tri.YES and selected(cycle, machine)
     return cycle.id not in machine.outcomes and selected(cycle, machine) and not at_target(cycle, machine)
 
 
@@ -103,7 +111,8 @@ def with_reboot(machine: Machine, cycles: Mapping[str, Cycle]) -> dict[str, str]
         c.id: "rebooted"
         for c in cycles.values()
         if c.state not in ENDED
-        and c.id not in machine.outcomes
+        and (c.id not in machine.outcomes or c.standing)
+        and (not c.standing or machine.cycle == c.id)
         and selected(c, machine)
         and (not c.target or at_target(c, machine))
     }

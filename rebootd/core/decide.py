@@ -13,9 +13,12 @@ from msgspec.structs import replace
 from rebootd.core.admit import Admission, admit, changed, finished
 from rebootd.core.advance import ENDED
 from rebootd.core.decision import Decision, Lane, MachineStep, PermitVerdict
+from rebootd.core.forgetting import forgotten
 from rebootd.core.model import Blocker, CycleState, Event, State
+from rebootd.core.power import stale
 from rebootd.core.quiet import quiet
-from rebootd.core.settle import create, settle
+from rebootd.core.settle import Settled, create, settle
+from rebootd.core.standing import changes
 from rebootd.core.states import WORKING
 from rebootd.core.view import View
 
@@ -27,15 +30,19 @@ KEPT_CYCLES = 50
 KEPT_WINDOW = 86400.0
 """Seconds that a one-shot window stays to be looked at after its end."""
 
+_LOCKED = frozenset({State.DRAINING, State.DRAINED, State.REBOOTING})
+
 
 def decide(snapshot: Snapshot) -> Decision:
     """What is to be done now, and why everything else has to wait.
 
     Work on one machine is settled first (it brings machines back and never asks for windows, gates
-    or locks); then, on the capacity as the *store* holds it, machines are admitted out of service.
+    or locks); then machines are admitted out of service, on the capacity as the *store* holds it, less what
+    the first part has shown to be out besides. What comes back counts as back once it has landed.
     """
     view = View(snapshot)
     steps, reasons, permits = _settled(view)
+    steps += forgotten(view, {step.name for step in steps})
     for name in snapshot.asking:
         if name not in permits:
             permits[name] = _no_verdict(snapshot, name)
@@ -53,6 +60,8 @@ def decide(snapshot: Snapshot) -> Decision:
         reasons=reasons,
         permits=permits,
         prune=_prune(view),
+        power=tuple(view.power),
+        gates=view.safeguards.report(),
     )
 
 
@@ -64,24 +73,32 @@ def _settled(
     steps: list[MachineStep] = []
     reasons: dict[str, tuple[Blocker, ...]] = {}
     permits: dict[str, PermitVerdict] = {}
-    for name, machine in snapshot.machines.items():
-        seen = observed.get(name)
-        if machine.state is State.IN_SERVICE and (seen is None or quiet(machine, seen.report)):
-            continue
-        outcome = settle(view, machine, seen)
+
+    def keep(name: str, outcome: Settled) -> None:
         if outcome.step is not None:
             steps.append(outcome.step)
+            if view.capacity.note(outcome.step.before, outcome.step.after) and outcome.step.after is not None:
+                view.safeguards.left(outcome.step.after)
         if outcome.blockers:
             reasons[name] = outcome.blockers
         if outcome.verdict is not None:
             permits[name] = outcome.verdict
+
+    asking = []
+    for name, machine in snapshot.machines.items():
+        seen = observed.get(name)
+        if machine.state is State.IN_SERVICE and (seen is None or quiet(machine, seen.report)):
+            continue
+        if name in snapshot.asking:
+            asking.append((machine, seen))
+        else:
+            keep(name, settle(view, machine, seen))
     for name, seen in observed.items():
         if name not in snapshot.machines and name not in snapshot.asides and name not in snapshot.conflicts:
-            made = create(view, seen)
-            if made.step is not None:
-                steps.append(made.step)
-            if made.blockers:
-                reasons[name] = made.blockers
+            keep(name, create(view, seen))
+    # Permits are judged last: a crash that was reported in the same tick counts against them.
+    for machine, seen in asking:
+        keep(machine.name, settle(view, machine, seen))
     return steps, reasons, permits
 
 
@@ -99,16 +116,18 @@ def _prune(view: View) -> tuple[str, ...]:
     snapshot = view.snapshot
     ended = sorted((c for c in snapshot.cycles.values() if c.state in ENDED), key=lambda c: (c.changed, c.id))
     old = [f"cycles/{c.id}" for c in ended[: max(0, len(ended) - KEPT_CYCLES)]]
-    return (*old, *(f"windows/{w.id}" for w in snapshot.windows if view.now - w.end > KEPT_WINDOW))
+    power = [f"power/{name}" for name in stale(snapshot)]
+    return (*old, *power, *(f"windows/{w.id}" for w in snapshot.windows if view.now - w.end > KEPT_WINDOW))
 
 
 def _lost_locks(view: View) -> tuple[str, ...]:
     """Racks that our own work keeps open without our lock (it was lost): it is wanted again."""
-    out = set()
+    out = []
     for rack, members in view.capacity.members.items():
         lock = view.snapshot.racks.get(rack)
-        if rack and (lock is None or lock.holder == "free"):
-            out |= {rack for m in members if m.state in {State.DRAINING, State.DRAINED, State.REBOOTING} or m.planned}
+        free = lock is None or lock.holder == "free"
+        if rack and free and any(m.state in _LOCKED or (m.planned and m.state in WORKING) for m in members):
+            out.append(rack)
     return tuple(sorted(out))
 
 
@@ -128,7 +147,8 @@ def _unlocks(view: View, steps: list[MachineStep], admission: Admission) -> tupl
         members = view.capacity.members.get(rack, [])
         working = [m.name for m in members if m.state in WORKING]
         if not working:
-            unlocks.append(rack)
+            if rack not in admission.renewing:
+                unlocks.append(rack)
             continue
         if any((a := after.get(name)) is None or a.state in WORKING for name in working):
             continue
@@ -143,7 +163,7 @@ def _cycles(view: View) -> list[tuple[Cycle, Event]]:
     out = []
     machines = view.snapshot.machines.values()
     for cycle in view.cycles:
-        totals = finished(cycle, machines)
+        totals = finished(cycle, machines, view.snapshot.policy)
         if totals is not None and cycle.state is not CycleState.PAUSED:
             after = changed(view, cycle, CycleState.DONE, "", totals)
         elif cycle.id in view.spent:
@@ -162,4 +182,5 @@ def _cycles(view: View) -> list[tuple[Cycle, Event]]:
             detail=detail,
         )
         out.append((after, event))
-    return out
+    known = {cycle.id for cycle, _ in out}
+    return [*out, *(turn for turn in changes(view.snapshot) if turn[0].id not in known)]

@@ -11,7 +11,8 @@ from enum import StrEnum
 
 import msgspec
 
-from rebootd.core.model import Blocker, Cycle, Event, Machine
+from rebootd.core.gates import Verdict
+from rebootd.core.model import Blocker, Cycle, Event, Machine, PowerCycle
 from rebootd.core.wire import Directive
 
 
@@ -48,6 +49,14 @@ class MachineStep(msgspec.Struct, frozen=True, kw_only=True):
     unlock: str = ""
 
 
+class PowerStep(msgspec.Struct, frozen=True, kw_only=True):
+    """The leave to power-cycle a machine out of band. It lands only if the machine's record is still the same one."""
+
+    before: PowerCycle | None
+    after: PowerCycle
+    event: Event
+
+
 class PermitVerdict(msgspec.Struct, frozen=True):
     """Whether an asking agent may reboot. ``granted`` holds only once the machine's step landed."""
 
@@ -55,6 +64,8 @@ class PermitVerdict(msgspec.Struct, frozen=True):
     reason: str = ""
     final: bool = False
     """A refusal for good (stale boot_id, second nonce, wrong state): recorded as an event."""
+    wait: bool = False
+    """Not yet: a gate is being read again this moment, so the request stays open until the next decision."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +74,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     ``reasons`` has an entry for every machine that waits for something. ``locks`` and ``unlocks`` are racks whose lock
     is wanted or given up without a machine's step. ``cycles`` are changed cycle records with their events. ``prune``
     are keys (relative to the prefix) of records that nobody needs any more: nothing in the store grows for ever.
+    ``power`` are power cycles to be committed, and only then to be sent.
+    ``gates`` is what each gate says, at its gravest among the machines that wait.
     """
 
     steps: tuple[MachineStep, ...] = ()
@@ -71,7 +84,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     cycles: tuple[tuple[Cycle, Event], ...] = ()
     reasons: Mapping[str, tuple[Blocker, ...]] = {}
     permits: Mapping[str, PermitVerdict] = {}
+    gates: Mapping[str, Verdict] = {}
     prune: tuple[str, ...] = ()
+    power: tuple[PowerStep, ...] = ()
 
 
 class RecordWrite(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +122,7 @@ __all__ = [
     "Lane",
     "MachineStep",
     "PermitVerdict",
+    "PowerStep",
     "RecordWrite",
     "directive_id",
 ]

@@ -24,6 +24,15 @@ BUSY_WAIT = 5.0
 """Longest wait (seconds) of a machine that is out, so that a frozen leader is left quickly."""
 
 
+def step_of(machine: Machine) -> int:
+    """The version that names the step which the machine's directive belongs to.
+
+    One reboot is one directive, from drained to rebooting: an agent that is killed while its host goes down must
+    find the directive that it has journaled, not another one that it would have to refuse.
+    """
+    return machine.version - 1 if machine.state is State.REBOOTING else machine.version
+
+
 def directive_for(machine: Machine, boot_id: str, epoch: int, *, held: bool, conflict: bool) -> Directive | None:
     """The directive for the agent that reports ``boot_id``, or None.
 
@@ -38,7 +47,7 @@ def directive_for(machine: Machine, boot_id: str, epoch: int, *, held: bool, con
     if kind is None:
         return None
     return Directive(
-        id=directive_id(machine.name, machine.version, kind.value),
+        id=directive_id(machine.name, step_of(machine), kind.value),
         kind=kind,
         epoch=epoch,
         version=machine.version,

@@ -12,8 +12,10 @@ from rebootd.core.model import State
 from rebootd.core.states import WORKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rebootd.core.amounts import Amount
-    from rebootd.core.model import Machine, Snapshot
+    from rebootd.core.model import Machine, Observation, Snapshot
 
 NAMED = 5
 """How many machines a sentence names before it says "and N more"."""
@@ -31,18 +33,29 @@ def available(snapshot: Snapshot, machine: Machine) -> bool:
         machine.state is State.IN_SERVICE
         and not unheard(snapshot, machine.name)
         and machine.name not in snapshot.conflicts
+        and machine.name not in snapshot.failing
     )
+
+
+def _lost_since(snapshot: Snapshot, machine: Machine, seen: Observation | None) -> float:
+    """Since when an unavailable machine is so, as far as this leader knows."""
+    if machine.state is not State.IN_SERVICE:
+        return machine.since
+    if seen is None:
+        return snapshot.leading_since
+    return snapshot.failing_since.get(machine.name, seen.at)
 
 
 class Tally:
     """How many of a group there are and which of them are unavailable."""
 
-    __slots__ = ("away", "maximum", "name", "oldest", "total")
+    __slots__ = ("away", "maximum", "name", "oldest", "total", "why")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.total = 0
         self.away: list[str] = []
+        self.why: Mapping[str, str] = {}
         self.maximum = 0
         self.oldest = 0.0
 
@@ -68,7 +81,8 @@ class Tally:
 
     def sentence(self) -> str:
         """``rack r1: 1 of at most 1 of 4 unavailable (m3)``."""
-        names = ", ".join(self.away[:NAMED]) + (f" and {len(self.away) - NAMED} more" if len(self.away) > NAMED else "")
+        shown = [f"{n}: {self.why[n]}" if n in self.why else n for n in self.away[:NAMED]]
+        names = ", ".join(shown) + (f" and {len(self.away) - NAMED} more" if len(self.away) > NAMED else "")
         return (
             f"{self.name}: {len(self.away)} unavailable, at most {self.maximum} of {self.total} allowed"
             f"{f' ({names})' if names else ''}"
@@ -79,7 +93,8 @@ class Capacity:
     """All tallies of one snapshot: one per rack, one per limit, and the open racks.
 
     ``open`` maps each open rack to a sentence that says why it is open. ``add`` is used while a
-    decision is made, so that what was just admitted counts for the next.
+    decision is made, so that what was just admitted counts for the next. ``lost`` maps every unavailable machine to
+    since when.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -89,9 +104,10 @@ class Capacity:
         self.members: dict[str, list[Machine]] = {}
         self.limits = [(x.selector, Tally(f"limit {x.name}")) for x in policy.limits]
         self.open: dict[str, str] = {}
+        self.lost: dict[str, float] = {}
         matchers = [(s.matches, t) for s, t in self.limits]
         now, patience = snapshot.now, policy.unreachable_after
-        observed, conflicts = snapshot.observed, snapshot.conflicts
+        observed, conflicts, failing = snapshot.observed, snapshot.conflicts, snapshot.failing
         racks, members = self.racks, self.members
         for name, m in snapshot.machines.items():
             tally = racks.get(m.rack)
@@ -102,11 +118,15 @@ class Capacity:
             members[m.rack].append(m)
             seen = observed.get(name)
             away = (
-                m.state is not State.IN_SERVICE or seen is None or now - seen.at > patience or name in conflicts
+                m.state is not State.IN_SERVICE
+                or seen is None
+                or now - seen.at > patience
+                or name in conflicts
+                or name in failing
             )
             since = 0.0
             if away:
-                since = m.since if m.state is not State.IN_SERVICE else (seen.at if seen else snapshot.leading_since)
+                since = self.lost[name] = _lost_since(snapshot, m, seen)
                 tally.lost(name, since)
                 if m.state in WORKING and m.rack:
                     self.open.setdefault(m.rack, f"{name} is {m.state.value}")
@@ -122,6 +142,7 @@ class Capacity:
             for group in (tally, *(t for _, t in self.limits)):
                 group.total += 1
                 group.lost(aside.name, aside.since)
+            self.lost[aside.name] = aside.since
         for rack, lock in snapshot.racks.items():
             if lock.holder == "other":
                 by = f"session {lock.session}" + (f" on {lock.node}" if lock.node else "")
@@ -129,17 +150,37 @@ class Capacity:
             elif lock.holder == "ours":
                 self.open.setdefault(rack, "our lock is still held")
         for tally in racks.values():
+            tally.why = failing
             tally.close(policy.rack_unavailable)
         for (_, tally), limit_ in zip(self.limits, policy.limits, strict=True):
+            tally.why = failing
             tally.close(limit_.max)
 
     def limits_of(self, machine: Machine) -> list[Tally]:
         """The tallies, beside its rack's, that the machine counts in."""
         return [tally for selector, tally in self.limits if selector.matches(machine)]
 
+    def note(self, before: Machine | None, after: Machine | None) -> bool:
+        """Counts what a step of this decision shows: a machine that is out after all, a rack that is open.
+
+        True when that is one more unavailable machine than the store's records have.
+        """
+        if after is None or after.state is State.IN_SERVICE:
+            return False
+        if after.state in WORKING and after.rack:
+            self.open.setdefault(after.rack, f"{after.name} is {after.state.value}")
+        if before is not None and not available(self._snapshot, before):
+            return False
+        self.lost[after.name] = after.since
+        rack = self.racks.get(after.rack)
+        for tally in (*((rack,) if rack is not None else ()), *self.limits_of(after)):
+            tally.lost(after.name, after.since)
+        return True
+
     def add(self, machine: Machine) -> None:
         """Counts a machine that this decision takes out."""
         now = self._snapshot.now
+        self.lost[machine.name] = now
         self.racks[machine.rack].lost(machine.name, now)
         for tally in self.limits_of(machine):
             tally.lost(machine.name, now)

@@ -17,6 +17,8 @@ from rebootd.core.wire import CheckResult, PermitRequest, Report, Tri
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rebootd.core.durations import Durations
+    from rebootd.core.gates import Held, Reading
     from rebootd.core.policy import Policy
 
 SUPERSEDED_BOOTS = 8
@@ -45,6 +47,18 @@ class Permit(msgspec.Struct, frozen=True):
     epoch: int
 
 
+class Retry(msgspec.Struct, frozen=True):
+    """Something that failed and is tried again: ``what`` is ``drain`` or ``checks``, ``cycle`` whose drain it was.
+
+    ``attempts`` is how often it has failed, ``at`` when it is tried (drain) or judged (checks) again.
+    """
+
+    what: str
+    cycle: str
+    attempts: int
+    at: float
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """One machine's record, stored at ``machines/<name>``.
 
@@ -52,7 +66,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     names the step a directive belongs to. ``boots`` are superseded boot_ids, newest last.
     ``outcomes`` maps cycle ids to ``rebooted``, ``skipped: ...`` or ``failed: ...``; only the
     most recent few are kept. ``booted`` tells that a new boot_id was seen since the machine last left
-    service, ``planned`` that this boot was the one our permit was for.
+    service, ``planned`` that this boot was the one our permit was for. ``required_before`` are the reasons for a reboot
+    that the boot before this one had; ``flag`` says that a reboot did not change what was required (``""``: none).
+    ``unplanned_at`` are the times of the last unplanned boots, ``retry`` what is tried again. ``ended`` is when a cycle
+    last ended for it, ``required_since`` since when it reports that a reboot is required (0: it does not).
+    ``turned_back`` counts how often in a row a gate brought it back undone, at ``turned_back_at`` for the last time.
     """
 
     name: str
@@ -78,6 +96,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: dict[str, str] = {}
     unplanned: int = 0
     evidence: str = ""
+    unplanned_at: tuple[float, ...] = ()
+    required_before: tuple[str, ...] = ()
+    flag: str = ""
+    retry: Retry | None = None
+    ended: float = 0.0
+    required_since: float = 0.0
+    turned_back: int = 0
+    turned_back_at: float = 0.0
 
 
 class CycleState(StrEnum):
@@ -95,7 +121,10 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
 
     ``target`` is ``""`` or a selector that proves success after the reboot (for example
     ``kernel=6.12.9``). ``failure_budget`` is the number of failed machines that is still
-    tolerated: one more halts the cycle. ``totals`` is written when the cycle ends.
+    tolerated: one more halts the cycle. ``totals`` is written when the cycle ends. An ``emergency``
+    cycle goes outside of windows and past the gates named in ``skip_gates``, and past nothing else.
+    ``waves`` tells whether it goes in the policy's waves, ``standing`` that it is the policy's and never ends.
+    ``estimated`` is the end that was forecast for it at ``estimated_at``, soon after its start (0: not yet).
     """
 
     id: str
@@ -109,9 +138,15 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     changed: float = 0.0
     totals: dict[str, int] = {}
+    emergency: bool = False
+    skip_gates: tuple[str, ...] = ()
     epoch: int = 0
     version: int = 1
     write_id: str = ""
+    waves: bool = True
+    standing: bool = False
+    estimated: float = 0.0
+    estimated_at: float = 0.0
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +205,43 @@ class RackLock(msgspec.Struct, frozen=True):
     node: str = ""
 
 
+class PowerState(StrEnum):
+    """Where an out-of-band power cycle is. ``asked`` of an earlier epoch may have been sent, or not."""
+
+    ASKED = "asked"
+    SENT = "sent"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class PowerCycle(msgspec.Struct, frozen=True, kw_only=True):
+    """The leave to power-cycle exactly one boot of one machine once, stored at ``power/<machine>``.
+
+    It is committed before anything is sent, by the leader of ``epoch``, who alone may act on it.
+    ``address`` is the controller's URL, ``system`` names one of several behind it. ``since`` is when it was
+    decided, ``changed`` when ``state`` became what it is.
+    """
+
+    machine: str
+    boot_id: str
+    address: str
+    since: float
+    changed: float
+    system: str = ""
+    state: PowerState = PowerState.ASKED
+    result: str = ""
+    epoch: int = 0
+    write_id: str = ""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A permit that was refused a moment ago: to which boot_id, why, and when."""
+
+    boot_id: str
+    reason: str
+    at: float
+
+
 class Observation(msgspec.Struct, frozen=True):
     """What a machine last told this leader: the report and the leader's time of it.
 
@@ -200,6 +272,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     ``asking`` are agents' permit requests that wait for a verdict. ``leader_node`` is the machine that the
     leader itself runs on (rebooted last in its rack). ``faults`` are sentences about the store: while there is
     one, nothing goes out. ``alarms`` are sentences that a person should read and that block nothing.
+    ``durations`` are what machines have shown to need (None: nothing yet).
+    ``power`` are the power cycles of late, ``controllers`` the addresses (and systems behind them) at which this
+    leader can power-cycle machines, ``refusals`` the last refusal of a permit for each machine.
+    ``readings`` are what gates were last seen to say, ``gate_since`` since when they say so (none: nobody waits, so they
+    are not read). ``failing`` maps machines to why Consul says that they have failed (since ``failing_since``), ``gone``
+    those that its catalog no longer has to since when.
     """
 
     now: float
@@ -221,6 +299,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     leader_node: str = ""
     faults: tuple[str, ...] = ()
     alarms: tuple[str, ...] = ()
+    durations: Durations | None = None
+    power: Mapping[str, PowerCycle] = {}
+    controllers: Mapping[str, tuple[str, str]] = {}
+    refusals: Mapping[str, Refusal] = {}
+    readings: Mapping[str, Reading] = {}
+    gate_since: Mapping[str, Held] = {}
+    failing: Mapping[str, str] = {}
+    failing_since: Mapping[str, float] = {}
+    gone: Mapping[str, float] = {}
 
 
 class Blocker(msgspec.Struct, frozen=True):
@@ -272,9 +359,13 @@ __all__ = [
     "Observation",
     "OpenWindow",
     "Permit",
+    "PowerCycle",
+    "PowerState",
     "RackLock",
     "RackRecord",
+    "Refusal",
     "Report",
+    "Retry",
     "Snapshot",
     "State",
     "Tri",

@@ -17,6 +17,7 @@ from rebootd.core.model import Cycle, CycleState, State
 from rebootd.core.operations import audit
 from rebootd.core.operations_inputs import Because, alike
 from rebootd.core.selectors import OWN_KEYS, parse_selector
+from rebootd.core.standing import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,7 +58,12 @@ def progress(cycle: Cycle, machines: Iterable[Machine]) -> tuple[Counts, dict[st
     ended = cycle.state in ENDED
     for machine in machines:
         outcome = machine.outcomes.get(cycle.id, "")
-        out = not outcome and machine.cycle == cycle.id and machine.state is not State.IN_SERVICE
+        away = machine.cycle == cycle.id and machine.state is not State.IN_SERVICE
+        if cycle.standing:
+            outcome = "" if away else count(machine, cycle)
+            if not (outcome or away) or (outcome == "waiting" and not selected(cycle, machine)):
+                continue
+        out = not outcome and away
         if not (outcome or out) and (ended or not selected(cycle, machine)):
             continue
         for counts in (total, racks.setdefault(machine.rack, Counts())):
@@ -66,6 +72,8 @@ def progress(cycle: Cycle, machines: Iterable[Machine]) -> tuple[Counts, dict[st
                 counts.rebooted += 1
             elif outcome.startswith("failed"):
                 counts.failed += 1
+            elif outcome == "waiting":
+                counts.waiting += 1
             elif out:
                 counts.out += 1
             elif outcome or at_target(cycle, machine):
@@ -86,9 +94,11 @@ def start_cycle(
     failure_budget: int | str | None = None,
     because: Because,
     allow_empty: bool = False,
+    waves: bool = True,
 ) -> Change:
     """Starts a cycle. ``failure_budget`` is a number, per cent of the machines selected now, or
-    None for the policy's. An id can be used once: machines remember how it ended for them.
+    None for the policy's. An id can be used once: machines remember how it ended for them. ``waves`` tells whether it
+    goes in the policy's waves.
     """
     because = because.checked()
     if len(parse_name(cycle_id, "id")) > MAX_CYCLE_ID:
@@ -97,6 +107,8 @@ def start_cycle(
         parse_selector(target, "target")
     matches = parse_selector(selector, "selector").matches
     used = snapshot.cycles.get(cycle_id)
+    if snapshot.policy.standing.enabled and cycle_id == snapshot.policy.standing.id:
+        raise Refused(f"the id {cycle_id} is that of the policy's standing cycle; choose another")
     if used is not None:
         raise Refused(f"the id {cycle_id} is in use by a cycle that is {used.state.value}; choose another")
     if any(cycle_id in m.outcomes or m.cycle == cycle_id for m in snapshot.machines.values()):
@@ -116,6 +128,7 @@ def start_cycle(
         by=because.by,
         reason=because.reason,
         failure_budget=budget,
+        waves=waves,
         epoch=snapshot.epoch,
     )
     note = f"selector {cycle.selector}, {size} machines, failure budget {budget}"
@@ -126,7 +139,10 @@ def start_cycle(
 
 
 def move_cycle(snapshot: Snapshot, verb: str, cycle_id: str, because: Because) -> Change:
-    """Pauses, resumes or cancels a cycle (``verb``). Machines that are out come back all the same."""
+    """Pauses, resumes or cancels a cycle (``verb``). Machines that are out come back all the same.
+
+    Who resumes a cycle tolerates what has failed in it so far: its budget is raised to that, and one more halts it.
+    """
     because = because.checked()
     if verb not in LEGAL:
         raise InvalidInput("verb", verb, f"one of {', '.join(LEGAL)}")
@@ -134,6 +150,8 @@ def move_cycle(snapshot: Snapshot, verb: str, cycle_id: str, because: Because) -
     legal, to = LEGAL[verb]
     if cycle.state not in legal:
         raise Refused(f"cycle {cycle_id} is {cycle.state.value}; to {verb} it, it must be {' or '.join(sorted(legal))}")
+    if cycle.standing and verb == "cancel":
+        raise Refused(f"{cycle_id} is the policy's standing cycle: pause it, or set standing.enabled: false")
     after = replace(
         cycle,
         state=to,
@@ -141,11 +159,19 @@ def move_cycle(snapshot: Snapshot, verb: str, cycle_id: str, because: Because) -
         epoch=snapshot.epoch,
         version=cycle.version + 1,
         why="" if to is CycleState.RUNNING else because.sentence(),
+        failure_budget=_budget(snapshot, cycle, to),
     )
     note = f"it was {cycle.state.value}{f': {cycle.why}' if cycle.why else ''}"
     return Change(
         writes=(_write(after),), events=(audit(snapshot, f"cycle-{verb}", because, cycle=cycle_id, note=note),)
     )
+
+
+def _budget(snapshot: Snapshot, cycle: Cycle, to: CycleState) -> int:
+    if to is not CycleState.RUNNING:
+        return cycle.failure_budget
+    failed = sum(m.outcomes.get(cycle.id, "").startswith("failed") for m in snapshot.machines.values())
+    return max(cycle.failure_budget, failed)
 
 
 def need_cycle(snapshot: Snapshot, cycle_id: str) -> Cycle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rebootd.core.decision import PermitVerdict
+from rebootd.core.failures import UNDONE
 from rebootd.core.model import Blocker, State
 
 if TYPE_CHECKING:
@@ -27,17 +28,34 @@ def judge(
         waits = Blocker(
             kind="agent", what="its agent prepares the reboot", since=machine.since, clears="the machine's agent"
         )
+        refused = view.snapshot.refusals.get(machine.name)
+        if refused is not None and refused.boot_id == machine.boot_id and refused.at >= machine.since:
+            said = f"its last request for a permit was refused: {refused.reason}"
+            told = Blocker(kind="permit", what=said, since=refused.at, clears="what is named there")
+            return None, (*blockers, told, waits)
         return None, (*blockers, waits)
     final = _final_refusal(machine, request)
     if final:
-        return PermitVerdict(granted=False, reason=final, final=True), blockers
-    permit = machine.permit
-    if machine.state is State.REBOOTING and permit is not None and permit.until > view.now:
+        never = Blocker(kind="permit", what=final, since=machine.since, clears="an operator: look at its agent")
+        return PermitVerdict(granted=False, reason=final, final=True), (*blockers, never)
+    if machine.state is State.REBOOTING and still_valid(view, machine):
         # Granted and committed already: the first answer was lost on its way.
         return PermitVerdict(granted=True), ()
     if blockers:
-        return PermitVerdict(granted=False, reason="; ".join(b.what for b in blockers)), blockers
+        skip = view.skips(machine.cycle)
+        shut = view.safeguards.blockers(machine, skip)
+        wait = len(shut) == len(blockers) and view.safeguards.renewing(machine, skip)
+        return PermitVerdict(granted=False, reason="; ".join(b.what for b in blockers), wait=wait), blockers
     return PermitVerdict(granted=True), ()
+
+
+def still_valid(view: View, machine: Machine) -> bool:
+    """Whether the machine's permit has time left by this leader's clock.
+
+    More time than a permit is ever given means that the clock was set back: it is judged anew.
+    """
+    permit = machine.permit
+    return permit is not None and 0 < permit.until - view.now <= view.snapshot.policy.permit_valid
 
 
 def _final_refusal(machine: Machine, request: PermitRequest) -> str:
@@ -48,6 +66,8 @@ def _final_refusal(machine: Machine, request: PermitRequest) -> str:
         return f"boot_id {request.boot_id} is not the present one of the record ({machine.boot_id})"
     if permit is not None and permit.boot_id == request.boot_id and permit.nonce != request.nonce:
         return f"boot_id {request.boot_id} was given its one permit under another nonce"
+    if machine.flag.startswith(UNDONE):
+        return f"boot_id {request.boot_id} had its permit; {machine.flag}"
     if machine.state not in {State.DRAINED, State.REBOOTING, State.HELD}:
         return f"the machine is {machine.state.value}, not drained"
     return ""
@@ -60,18 +80,19 @@ def permit_blockers(view: View, machine: Machine) -> tuple[Blocker, ...]:
         stop = view.cycle_stop(machine.cycle)
         if stop is not None:
             out.append(stop)
-        out += view.closed
-    hold = view.hold_of(machine)
-    if hold is not None:
-        out.append(
-            Blocker(kind="hold", what=f"{hold.kind} {hold.name} is held", since=hold.since, clears="rebootctl release")
-        )
+        out += view.closed_for(machine.cycle)
+        out += view.breakers.of(machine)
+    out += [
+        Blocker(kind="hold", what=f"{h.kind} {h.name} is held", since=h.since, clears="an operator: rebootctl release")
+        for h in view.holds_of(machine)
+    ]
     capacity = view.capacity
     for tally in (capacity.racks[machine.rack], *capacity.limits_of(machine)):
         if tally.over:
             out.append(Blocker(kind="limit", what=tally.sentence(), since=tally.oldest, clears="machines coming back"))
     if len(capacity.open) > view.snapshot.policy.open_racks:
         out.append(open_racks(view))
+    out += view.safeguards.blockers(machine, view.skips(machine.cycle))
     lock = view.snapshot.racks.get(machine.rack)
     if lock is None or lock.holder != "ours":
         out.append(

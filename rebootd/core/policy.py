@@ -26,6 +26,33 @@ from rebootd.core.inputs import (
     parse_share,
     parse_text,
 )
+from rebootd.core.policy_failures import Failures, parse_failures, render_failures
+from rebootd.core.policy_gates import (
+    FORGET_AFTER,
+    Gate,
+    Quorum,
+    layout_gates,
+    layout_quorums,
+    parse_forget_after,
+    parse_gates,
+    parse_quorums,
+)
+from rebootd.core.policy_waves import (
+    EXPECTED_FIELDS,
+    STANDING_FIELDS,
+    Expected,
+    RackOrder,
+    Standing,
+    Wave,
+    parse_expected,
+    parse_order,
+    parse_standing,
+    parse_waves,
+    render_expected,
+    render_order,
+    render_standing,
+    render_waves,
+)
 from rebootd.core.policy_yaml import load_yaml
 from rebootd.core.selectors import Selector, parse_selector
 from rebootd.core.windows import MAX_WINDOW, CalendarWindow, check_window
@@ -51,6 +78,13 @@ SECTIONS = (
     "clock",
     "failure_budget",
     "power_loss_share",
+    "failures",
+    "waves",
+    "standing",
+    "forecast",
+    "gates",
+    "quorums",
+    "forget_after",
 )
 DEADLINE_FIELDS = ("draining", "drained", "rebooting", "verifying", "enabling")
 
@@ -94,6 +128,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     clock_tolerance: float = 30.0
     failure_budget: int = 0
     power_loss_share: float = 0.2
+    failures: Failures = Failures()
+    rack_order: RackOrder = RackOrder()
+    waves: tuple[Wave, ...] = ()
+    standing: Standing = Standing()
+    expected: Expected = Expected()
+    gates: tuple[Gate, ...] = ()
+    quorums: tuple[Quorum, ...] = ()
+    forget_after: float = FORGET_AFTER
 
 
 DEFAULT_POLICY = Policy()
@@ -119,7 +161,7 @@ def parse_policy(text: str) -> Policy:
     if document is None or document == "":
         raise bad_input("policy", text, "a YAML mapping; {} is the policy of defaults")
     top = Fields(document, "", SECTIONS)
-    racks = top.section("racks", ("open", "unavailable"))
+    racks = top.section("racks", ("open", "unavailable", "order"))
     windows = top.section("windows", ("required", "calendar"))
     default = DEFAULT_POLICY
     return Policy(
@@ -136,6 +178,14 @@ def parse_policy(text: str) -> Policy:
         clock_tolerance=top.section("clock", ("tolerance",)).take("tolerance", _up_to(HOUR), default.clock_tolerance),
         failure_budget=top.take("failure_budget", parse_count, default.failure_budget),
         power_loss_share=top.take("power_loss_share", parse_share, default.power_loss_share),
+        failures=parse_failures(top),
+        rack_order=racks.take("order", parse_order, default.rack_order),
+        waves=parse_waves(top.items("waves")),
+        standing=parse_standing(top.section("standing", STANDING_FIELDS)),
+        expected=parse_expected(top.section("forecast", EXPECTED_FIELDS)),
+        gates=parse_gates(top.items("gates")),
+        quorums=parse_quorums(top.items("quorums")),
+        forget_after=top.take("forget_after", parse_forget_after, default.forget_after),
     )
 
 
@@ -200,7 +250,11 @@ def render_policy(policy: Policy) -> str:
 def _layout(policy: Policy) -> dict[str, Any]:
     """The policy as the file lays it out: nested mappings of text, booleans and whole numbers."""
     return {
-        "racks": {"open": policy.open_racks, "unavailable": _amount(policy.rack_unavailable)},
+        "racks": {
+            "open": policy.open_racks,
+            "unavailable": _amount(policy.rack_unavailable),
+            "order": render_order(policy.rack_order),
+        },
         "limits": [
             {"name": limit.name, "selector": limit.selector.text, "max": _amount(limit.max)} for limit in policy.limits
         ],
@@ -224,6 +278,13 @@ def _layout(policy: Policy) -> dict[str, Any]:
         "clock": {"tolerance": format_duration(policy.clock_tolerance)},
         "failure_budget": policy.failure_budget,
         "power_loss_share": format_share(policy.power_loss_share),
+        "failures": render_failures(policy.failures),
+        "waves": render_waves(policy.waves),
+        "standing": render_standing(policy.standing),
+        "forecast": render_expected(policy.expected),
+        "gates": layout_gates(policy.gates),
+        "quorums": layout_quorums(policy.quorums),
+        "forget_after": format_duration(policy.forget_after),
     }
 
 
@@ -244,6 +305,8 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, below in value.items():
             yield from _flat(below, join(path, key))
+    elif isinstance(value, list) and not all(isinstance(item, dict) for item in value):
+        yield path, ", ".join(str(item) for item in value)
     elif isinstance(value, list):
         for item in value:
             yield from _flat({key: below for key, below in item.items() if key != "name"}, f"{path}[{item['name']}]")

@@ -6,23 +6,31 @@ at windows, gates, halts or rack locks to delay a return (S5).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from rebootd.core.advance import advance, at_target, pending, transition_event, with_boot, with_outcome, with_reboot
 from rebootd.core.decision import Guard, Lane, MachineStep, PermitVerdict, directive_id
+from rebootd.core.directives import step_of
+from rebootd.core.emergency import emergency_note
+from rebootd.core.failures import CHECKS, DRAIN, again, clock, flagged, flapping, undone, with_unplanned
+from rebootd.core.limits import unheard
 from rebootd.core.model import Blocker, Event, Machine, Observation, Permit, State
-from rebootd.core.permits import judge
+from rebootd.core.permits import judge, still_valid
+from rebootd.core.power import rescue, served
+from rebootd.core.second_look import turned
+from rebootd.core.standing import required_since
 from rebootd.core.states import Happening
-from rebootd.core.wire import DirectiveKind
+from rebootd.core.wire import DirectiveKind, Tri
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from rebootd.core.view import View
     from rebootd.core.wire import Report, Result
 
+_IN_SERVICE: dict[str, Any] = {"cycle": "", "evidence": "", "booted": False, "planned": False}
+"""What a record forgets when its machine is back. A permit is kept until its boot_id is gone: it stays the only one."""
+MISSED = "target not reached"
 AGENT = "the machine's agent"
 OPERATOR = "an operator"
 
@@ -60,10 +68,20 @@ class _Walk:
         )
         self.events.append(event)
 
-    def fail(self, happening: Happening, cause: str, detail: str) -> None:
+    def fail(self, happening: Happening, cause: str, detail: str, **facts: Any) -> None:
         """One step that counts as a failure of the machine's cycle, with its evidence."""
         outcomes = with_outcome(self.machine, f"failed: {cause}", self.view.snapshot.cycles)
-        self.go(happening, cause, detail, outcomes=outcomes, evidence=f"{cause}: {detail}" if detail else cause)
+        evidence = f"{cause}: {detail}" if detail else cause
+        self.go(happening, cause, detail, **{"outcomes": outcomes, "evidence": evidence, "retry": None, **facts})
+
+    def fail_or_retry(self, happening: Happening, cause: str, detail: str) -> None:
+        """A drain that failed: the machine comes back, and is tried again if it was not tried often enough."""
+        retry = again(self.view.snapshot.policy, self.machine, DRAIN, self.now)
+        if retry is None:
+            self.fail(happening, cause, detail)
+        else:
+            said = f"{detail} (tried again at {clock(retry.at)})".lstrip()
+            self.go(happening, f"{cause}, to be tried again", said, retry=retry)
 
 
 def settle(view: View, machine: Machine, seen: Observation | None) -> Settled:
@@ -79,15 +97,41 @@ def settle(view: View, machine: Machine, seen: Observation | None) -> Settled:
             blockers = _permit(walk)
         elif machine.state is not State.IN_SERVICE:
             blockers = (_waits(machine, "agent", "its agent has not called since this leader began"),)
+    elif not speaks_for(seen.report, machine):
+        blockers = (_waits(machine, "agent", "the last call under its name was of an earlier boot or another machine"),)
     else:
         _hear(walk, seen.report)
         blockers = _follow(walk, seen)
-    overdue = _overdue(view, walk.machine) if not walk.events else ""
-    if overdue:
-        said = "; ".join(b.what for b in blockers)
-        walk.fail(Happening.DEADLINE, overdue, said)
-        blockers = _quarantined(walk.machine)
+    overdue_by = _overdue(view, walk.machine) if not walk.events else 0.0
+    if overdue_by > 0:
+        blockers = _give_up(walk, blockers, overdue_by)
+    elif seen is not None and blockers and unheard(view.snapshot, machine.name):
+        blockers = (*blockers, Blocker("unseen", "its agent has not called for too long", seen.at, AGENT))
     return Settled(_step(walk), blockers, walk.verdict)
+
+
+def _give_up(walk: _Walk, blockers: tuple[Blocker, ...], overdue_by: float) -> tuple[Blocker, ...]:
+    """The deadline ran out: out-of-band power where that is configured and allowed, else quarantine."""
+    left = rescue(walk.view, walk.machine, overdue_by)
+    if left.blocker is not None:
+        return (*blockers, left.blocker)
+    state, limit = walk.machine.state.value, walk.view.snapshot.policy.deadlines.of(walk.machine.state) or 0.0
+    said = "; ".join([*(b.what for b in blockers), *([left.evidence] if left.evidence else [])])
+    cause = f"{state} for more than {limit:.0f} s"
+    # Nobody knows whether it was told to reboot: it boots and is forgiven, or this boot_id gets no other permit.
+    flag = undone(cause) if walk.machine.state is State.REBOOTING else walk.machine.flag
+    walk.fail(Happening.DEADLINE, cause, said, flag=flag)
+    return _quarantined(walk.machine)
+
+
+def speaks_for(report: Report, machine: Machine) -> bool:
+    """Whether the report is of this machine and not of one of its earlier boots.
+
+    The reception refuses such reports, but one can be accepted while the step that makes it stale is still landing.
+    Taken for a new boot it would put the old boot_id back, and the living machine would be refused from then on.
+    """
+    stale = report.boot_id != machine.boot_id and report.boot_id in machine.boots
+    return not stale and (report.machine_id == machine.machine_id or not machine.machine_id)
 
 
 def create(view: View, seen: Observation) -> Settled:
@@ -102,6 +146,7 @@ def create(view: View, seen: Observation) -> Settled:
         epoch=view.epoch,
         cause="first report",
         machine_id=report.machine_id,
+        required_since=required_since(None, report.reboot_required, view.now),
         **_facts(report),
     )
     walk = _Walk(view, machine)
@@ -125,24 +170,37 @@ def _hear(walk: _Walk, report: Report) -> None:
     """Takes over the facts of the report, and a new boot_id if there is one."""
     m = walk.machine
     facts = {k: v for k, v in _facts(report).items() if getattr(m, k) != v}
+    if "reboot_required" in facts:
+        facts["required_since"] = required_since(m, report.reboot_required, walk.now)
     # The rack is frozen from drain until the machine is back: its lock and its limits depend on it.
     if report.rack and report.rack != m.rack and m.state is State.IN_SERVICE:
         facts["rack"] = report.rack
     if facts:
         walk.machine = m = replace(m, **facts)
     if report.boot_id == m.boot_id:
+        walk.machine = flagged(m)
         return
     planned = m.state is State.REBOOTING and m.permit is not None and m.permit.boot_id == m.boot_id
-    counts = {} if planned else {"unplanned": m.unplanned + 1}
+    powered = not planned and served(walk.view.snapshot, m)
+    caused = planned or powered
+    counts: dict[str, Any] = {} if caused else {"unplanned": m.unplanned + 1, "unplanned_at": with_unplanned(m, walk.now)}
+    required = walk.first.reboot_reasons if walk.first.reboot_required is Tri.YES else ()
     detail = f"boot_id {m.boot_id} -> {report.boot_id}"
     walk.go(
         Happening.BOOT,
-        "planned boot" if planned else "unplanned boot",
+        "planned boot" if planned else "boot after a power cycle" if powered else "unplanned boot",
         detail,
         planned=planned,
+        required_before=required,
+        flag="",
+        retry=None,
         **with_boot(m, report.boot_id),
         **counts,
     )
+    walk.machine = flagged(walk.machine)
+    too_often = "" if caused or walk.machine.state is not State.VERIFYING else flapping(walk.view, walk.machine)
+    if too_often:
+        walk.fail(Happening.VERIFY_FAILED, "flapping", too_often)
 
 
 def _follow(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
@@ -164,7 +222,9 @@ def _by_hand(walk: _Walk, report: Report) -> bool:
     # A report that does not know of the drain yet may still speak of an enable from before it.
     if m.state is State.DRAINING and report.index != m.version:
         return False
-    walk.go(Happening.BY_HAND, "enabled by hand", report.by_hand, cycle="", permit=None, evidence="")
+    # A boot that people have put into service is as good as a verified one: no cycle asks for another.
+    outcomes = with_reboot(m, walk.view.snapshot.cycles) if m.booted else m.outcomes
+    walk.go(Happening.BY_HAND, "enabled by hand", report.by_hand, outcomes=outcomes, **_IN_SERVICE)
     return True
 
 
@@ -182,7 +242,7 @@ def _draining(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
     elif result.ok:
         walk.go(Happening.DRAIN_DONE, "drained", result.detail)
     else:
-        walk.fail(Happening.DRAIN_FAILED, "drain failed", result.detail)
+        walk.fail_or_retry(Happening.DRAIN_FAILED, "drain failed", result.detail)
     return ()
 
 
@@ -192,11 +252,13 @@ def _drained(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
         walk.go(Happening.HOLD, "held")
         return ()
     if result is not None and not result.ok:
-        walk.fail(Happening.REBOOT_FAILED, "reboot refused by its host", result.detail)
+        walk.fail_or_retry(Happening.REBOOT_FAILED, "reboot refused by its host", result.detail)
         return ()
     unwanted = _unwanted(walk)
     if unwanted is not None:
-        walk.go(Happening.RETURN, f"brought back: {unwanted.what}")
+        # What a gate turned back is likely to be turned back again: it waits longer each time (see `resting`).
+        again: dict[str, Any] = {"turned_back": m.turned_back + 1, "turned_back_at": walk.now} if unwanted.kind == "gate" else {}
+        walk.go(Happening.RETURN, f"brought back: {unwanted.what}", **again)
         return ()
     return _permit(walk)
 
@@ -216,14 +278,16 @@ def _unwanted(walk: _Walk) -> Blocker | None:
     if view.stops and view.snapshot.halt is not None:
         return view.stops[0]
     if m.state is State.DRAINED:
-        if view.closed:
-            return view.closed[0]
+        barred = (*view.closed_for(m.cycle), *view.breakers.of(m))
+        if barred:
+            return barred[0]
         if view.now - view.snapshot.leading_since < view.snapshot.policy.settle:
             # Right after an election everybody else counts as unavailable: no permit, but no retreat either.
             return None
         for tally in (view.capacity.racks[m.rack], *view.capacity.limits_of(m)):
             if tally.over:
                 return Blocker(kind="limit", what=tally.sentence(), since=tally.oldest, clears="machines coming back")
+        return turned(view, m)
     return None
 
 
@@ -239,14 +303,15 @@ def _permit(walk: _Walk) -> tuple[Blocker, ...]:
     if verdict is None or not verdict.granted or request is None:
         return blockers
     if m.state is State.REBOOTING:
-        if m.permit is not None and m.permit.until > view.now:
-            return blockers
+        if still_valid(view, m):
+            return (_waits(m, "agent", "it has its permit and is to reboot now"),)
         permit = Permit(request.boot_id, request.nonce, view.now + view.snapshot.policy.permit_valid, view.epoch)
         walk.machine = replace(m, permit=permit, epoch=view.epoch)
         walk.events.append(transition_event(m, walk.machine, now=view.now, cause="permit renewed for the same nonce"))
     else:
         permit = Permit(request.boot_id, request.nonce, view.now + view.snapshot.policy.permit_valid, view.epoch)
-        walk.go(Happening.PERMIT, "permitted", permit=permit, booted=False, planned=False)
+        note = emergency_note(view.snapshot.cycles.get(m.cycle))
+        walk.go(Happening.PERMIT, "permitted", note, permit=permit, booted=False, planned=False, turned_back=0)
     walk.lane = Lane.OUT
     walk.guards = frozenset(Guard)
     return blockers
@@ -256,7 +321,7 @@ def _rebooting(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
     m = walk.machine
     result = _result(m, seen.report, DirectiveKind.REBOOT)
     if result is not None and not result.ok:
-        walk.fail(Happening.REBOOT_FAILED, "reboot failed", result.detail)
+        walk.fail(Happening.REBOOT_FAILED, "reboot failed", result.detail, flag=undone(result.detail))
         return ()
     if m.name in walk.view.snapshot.asking and not walk.events and walk.verdict is None:
         return _permit(walk)
@@ -269,13 +334,15 @@ def _verifying(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
         # Only a check made in knowledge of this step counts: a cleared quarantine asks for a new one.
         if seen.report.index != m.version:
             return (_waits(m, "agent", "its checks after boot failed; they are asked for once more"),)
-        walk.fail(Happening.VERIFY_FAILED, "checks after boot failed", check.detail)
-        return ()
+        return _checks_failed(walk, check.detail)
     if check.status != "passed":
         return (_waits(m, "agent", "its checks after boot are still running"),)
     cycle = walk.view.snapshot.cycles.get(m.cycle) if m.cycle else None
-    if m.booted and cycle is not None and cycle.target and not at_target(cycle, m):
-        walk.fail(Happening.VERIFY_FAILED, "target not reached", f"cycle {cycle.id} wants {cycle.target}")
+    # Who was cleared after it missed the target has been looked at by a person: it is not judged by that again.
+    missed = m.booted and cycle is not None and bool(cycle.target) and not at_target(cycle, m)
+    if missed and cycle is not None and m.outcomes.get(cycle.id) != f"failed: {MISSED}":
+        wanted = f"cycle {cycle.id} wants {cycle.target}"
+        walk.fail(Happening.VERIFY_FAILED, MISSED, wanted, flag=f"{MISSED}: {wanted}")
         return ()
     outcomes = with_reboot(m, walk.view.snapshot.cycles) if m.booted else m.outcomes
     if walk.view.hold_of(m) is not None:
@@ -283,6 +350,21 @@ def _verifying(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
     else:
         walk.go(Happening.VERIFIED, "verified", outcomes=outcomes)
     return ()
+
+
+def _checks_failed(walk: _Walk, detail: str) -> tuple[Blocker, ...]:
+    """Failed checks are judged once more after a pause (the agent repeats them by itself), then they count."""
+    m, retry = walk.machine, walk.machine.retry
+    if retry is None or retry.what != CHECKS or walk.now >= retry.at:
+        retry = again(walk.view.snapshot.policy, m, CHECKS, walk.now)
+        if retry is None:
+            walk.fail(Happening.VERIFY_FAILED, "checks after boot failed", detail)
+            return ()
+        walk.machine = replace(m, retry=retry)
+        said = f"checks after boot failed, asked for once more until {clock(retry.at)}"
+        told = transition_event(m, walk.machine, now=walk.now, cause=said, detail=detail)
+        walk.events.append(replace(told, kind="retry", to=""))
+    return (_waits(m, "agent", f"its checks after boot failed; they are judged again at {clock(retry.at)}: {detail}"),)
 
 
 def _enabling(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
@@ -296,18 +378,33 @@ def _enabling(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
     since = seen.enabled_at or walk.now
     if walk.now < since + soak:
         return (_waits(m, "soak", f"it soaks for {soak:.0f} s after it was enabled", "time"),)
-    walk.go(Happening.ENABLED, "enabled", cycle="", permit=None, evidence="", booted=False, planned=False)
+    retry = m.retry if m.retry is not None and m.retry.what == DRAIN else None
+    walk.go(Happening.ENABLED, "enabled", retry=retry, **_IN_SERVICE)
     return ()
 
 
-def _held(walk: _Walk, _seen: Observation) -> tuple[Blocker, ...]:
+def _held(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
     m, view = walk.machine, walk.view
-    hold = view.hold_of(m)
-    if hold is not None:
-        return (held_by(hold.kind, hold.name, hold.reason, hold.by, hold.since),)
+    holds = view.holds_of(m)
+    if holds:
+        return tuple(held_by(h.kind, h.name, h.reason, h.by, h.since) for h in holds)
     cycle = view.snapshot.cycles.get(m.cycle) if m.cycle else None
-    if cycle is not None and not m.booted and pending(cycle, m) and _unwanted(walk) is None and not view.closed:
+    lock = view.snapshot.racks.get(m.rack)
+    if (
+        cycle is not None
+        and not m.booted
+        and pending(cycle, m)
+        and _unwanted(walk) is None
+        and not view.closed_for(m.cycle)
+        # Held machines let their rack's lock go. If nobody else keeps it, waiting for it here would never end.
+        and lock is not None
+        and lock.holder == "ours"
+        and not view.safeguards.blockers(m, view.skips(m.cycle))
+    ):
         return _permit(walk)
+    if m.booted and seen.report.boot_check.status != "passed":
+        said = seen.report.boot_check.detail or seen.report.boot_check.status
+        return (_waits(m, "agent", f"it was released, and its checks after boot have not passed: {said}"),)
     walk.go(Happening.RELEASE, "released")
     return ()
 
@@ -351,28 +448,30 @@ _FOLLOW = {
 
 
 def _result(m: Machine, report: Report, kind: DirectiveKind) -> Result | None:
-    """The report's result if it belongs to this step (for a reboot: to this or the one before)."""
+    """The report's result if it belongs to this step."""
     result = report.result
     if result is None or result.kind is not kind:
         return None
-    steps = (m.version, m.version - 1) if kind is DirectiveKind.REBOOT else (m.version,)
-    return result if result.id in {directive_id(m.name, v, kind.value) for v in steps} else None
+    return result if result.id == directive_id(m.name, step_of(m), kind.value) else None
 
 
 def _waits(m: Machine, kind: str, what: str, clears: str = AGENT) -> Blocker:
     return Blocker(kind=kind, what=what, since=m.since, clears=clears)
 
 
-def _overdue(view: View, m: Machine) -> str:
-    """Says that the machine's state has lasted too long, or "".
+def _overdue(view: View, m: Machine) -> float:
+    """How much too long (s) the machine's state has lasted; 0 when it has not.
 
     A leader counts from its own beginning at the earliest: after an outage of Consul the machines
     must have a chance to call before they are judged.
     """
     limit = view.snapshot.policy.deadlines.of(m.state)
-    if limit is None or view.now - max(m.since, view.snapshot.leading_since) <= limit:
-        return ""
-    return f"{m.state.value} for more than {limit:.0f} s"
+    if limit is not None and m.state is State.ENABLING:
+        # The soak is time that we ask for, not time that the machine takes.
+        limit += view.snapshot.policy.soak
+    if limit is None:
+        return 0.0
+    return max(0.0, view.now - max(m.since, view.snapshot.leading_since) - limit)
 
 
 def _step(walk: _Walk) -> MachineStep | None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rebootd.core.advance import ENDED
+from rebootd.core.breakers import Breakers
+from rebootd.core.failures import power_loss
+from rebootd.core.gate_view import Safeguards
 from rebootd.core.limits import Capacity
 from rebootd.core.model import Blocker, CycleState
+from rebootd.core.pace import Pace
+from rebootd.core.times import utc
 from rebootd.core.windows import judge_windows
 
 if TYPE_CHECKING:
+    from rebootd.core.decision import PowerStep
     from rebootd.core.model import Cycle, Hold, Machine, Snapshot
-
-
-def utc(at: float) -> str:
-    """A time as ISO 8601 in UTC, to the second."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 class View:
@@ -27,12 +28,38 @@ class View:
         self.now = snapshot.now
         self.epoch = snapshot.epoch
         self.capacity = Capacity(snapshot)
+        self.safeguards = Safeguards(snapshot, self.capacity.lost)
         self.cycles = sorted(
-            (c for c in snapshot.cycles.values() if c.state not in ENDED), key=lambda c: (c.created, c.id)
+            (c for c in snapshot.cycles.values() if c.state not in ENDED), key=lambda c: (c.standing, c.created, c.id)
         )
         self.spent = self._spent()
+        self.holds = bool(snapshot.machine_holds or snapshot.rack_holds)
+        self.windows = judge_windows(snapshot.policy, snapshot.windows, self.now)
+        self.pace = Pace(self, self.windows)
         self.stops = self._stops()
         self.closed = self._closed()
+        self.breakers = Breakers(snapshot)
+        self.power: list[PowerStep] = []
+        """Power cycles that this decision asks for."""
+
+    @cached_property
+    def power_loss(self) -> int:
+        """How many machines a power loss has taken down at once; 0: there is none."""
+        return power_loss(self.snapshot)
+
+    def closed_for(self, cycle_id: str) -> tuple[Blocker, ...]:
+        """What keeps machines from going out for this cycle by the time of day: nothing in an emergency."""
+        cycle = self.snapshot.cycles.get(cycle_id)
+        return () if cycle is not None and cycle.emergency else self.closed
+
+    def may_hold_back(self, machine: Machine) -> bool:
+        """Whether earlier failures can have something to say of the machine; quick, and true rather too often."""
+        return machine.retry is not None or bool(machine.flag) or bool(self.breakers.open)
+
+    def holds_of(self, machine: Machine) -> tuple[Hold, ...]:
+        """Every hold that applies to the machine, its own before its rack's."""
+        found = (self.snapshot.machine_holds.get(machine.name), self.snapshot.rack_holds.get(machine.rack))
+        return tuple(h for h in found if h is not None)
 
     def hold_of(self, machine: Machine) -> Hold | None:
         """The hold that applies to the machine, its own before its rack's."""
@@ -70,7 +97,7 @@ class View:
                     clears="whoever keeps the hosts' clocks",
                 )
             )
-        verdict = judge_windows(policy, snapshot.windows, self.now)
+        verdict = self.windows
         if not verdict.open:
             when = f"the next opens at {utc(verdict.next)}" if verdict.next is not None else "none is planned"
             out.append(
@@ -82,6 +109,11 @@ class View:
                 )
             )
         return tuple(out)
+
+    def skips(self, cycle_id: str) -> frozenset[str]:
+        """The gates that an emergency cycle goes past; none for any other."""
+        cycle = self.snapshot.cycles.get(cycle_id)
+        return frozenset(cycle.skip_gates) if cycle is not None and cycle.emergency else frozenset()
 
     def cycle_stop(self, cycle_id: str) -> Blocker | None:
         """Why the cycle that a machine is out for no longer wants it rebooted, if so."""

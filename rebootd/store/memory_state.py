@@ -54,8 +54,11 @@ class MemoryConsul:
     the index and the operations of each transaction that was applied.
     """
 
-    def __init__(self, *, node: str = "local", min_ttl: float = MIN_TTL) -> None:
+    def __init__(
+        self, *, node: str = "local", min_ttl: float = MIN_TTL, new_id: Callable[[], str] = lambda: str(uuid.uuid4())
+    ) -> None:
         self.node = node
+        self._new_id = new_id
         self.faults = Faults()
         self.index = 1
         self.entries: dict[str, Entry] = {}
@@ -68,7 +71,7 @@ class MemoryConsul:
         self._lock_delays: dict[str, float] = {}
         self._nodes: dict[str, Node] = {}
         self._checks: dict[tuple[str, str], str] = {}
-        self._watchers: dict[str, set[asyncio.Future[None]]] = {}
+        self._watchers: dict[str, dict[asyncio.Future[None], None]] = {}
         self.register_node(node)
 
     # ------------------------------------------------------------------------------------- the catalog
@@ -120,7 +123,7 @@ class MemoryConsul:
                 raise Refused(f"Check '{check}' is in critical state")
         if session.ttl and not self._min_ttl <= session.ttl <= MAX_TTL:
             raise Refused(f"Invalid Session TTL '{session.ttl}s', must be between [{self._min_ttl}s={MAX_TTL}s]")
-        identity = str(uuid.uuid4())
+        identity = self._new_id()
         delay = min(session.lock_delay, MAX_LOCK_DELAY)
         self._sessions[identity] = msgspec.structs.replace(session, id=identity, lock_delay=delay)
         self.index += 1
@@ -280,14 +283,14 @@ class MemoryConsul:
     async def changed(self, prefix: str, wait: float) -> None:
         """Returns when a key under ``prefix`` changes, at the latest after ``wait`` seconds."""
         future = asyncio.get_running_loop().create_future()
-        waiting = self._watchers.setdefault(prefix, set())
-        waiting.add(future)
+        waiting = self._watchers.setdefault(prefix, {})
+        waiting[future] = None
         try:
             await asyncio.wait([future], timeout=wait)
         finally:
-            waiting.discard(future)
-            if not waiting:
-                self._watchers.pop(prefix, None)
+            waiting.pop(future, None)
+            if not waiting and self._watchers.get(prefix) is waiting:
+                del self._watchers[prefix]
 
     def reset_index(self) -> None:
         """Numbers everything anew from 1, as after a rebuild from an export: no old index is valid any more."""

@@ -14,8 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from rebootd.agent import boot, client, host, journal, runner
-from rebootd.agent.hooks import run_hooks
+from rebootd.agent import client, host, journal_file, outside
 from rebootd.cli.agent import agent
 
 if TYPE_CHECKING:
@@ -43,20 +42,18 @@ def around(function: Callable[..., Awaitable[Any]], name: str) -> Callable[..., 
 
 
 def main() -> None:
-    write = journal.Journal._write
+    write = journal_file.JournalFile.replace
 
-    def wrapped(self: journal.Journal, data: bytes) -> None:
+    def wrapped(self: journal_file.JournalFile, data: bytes) -> None:
         point("before a journal write")
         write(self, data)
         point("after a journal write")
 
-    hooks = around(run_hooks, "hooks")
     for where, name, instead in (
-        (journal.Journal, "_write", wrapped),
+        (journal_file.JournalFile, "replace", wrapped),
         (host.Host, "reboot", around(host.Host.reboot, "the reboot command")),
         (client.Coordinators, "permit", around(client.Coordinators.permit, "the permit")),
-        (runner, "run_hooks", hooks),
-        (boot, "run_hooks", hooks),
+        (outside.Reality, "hooks", around(outside.Reality.hooks, "hooks")),
     ):
         mock.patch.object(where, name, instead).start()
     agent()

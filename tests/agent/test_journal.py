@@ -32,6 +32,7 @@ records = st.builds(
 
 
 @given(records, st.data())
+@settings(deadline=None)
 def test_truncated_or_changed_at_any_byte_is_detected(record: Record, data: st.DataObject) -> None:
     whole = encode(record)
     assert decode(whole) == record
@@ -46,7 +47,7 @@ def test_truncated_or_changed_at_any_byte_is_detected(record: Record, data: st.D
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_any_garbage_is_kept_aside(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal.json"

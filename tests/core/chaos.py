@@ -8,11 +8,12 @@ from msgspec.structs import replace
 
 from rebootd.core.advance import ENDED
 from rebootd.core.amounts import Amount
-from rebootd.core.model import Aside, Cycle, CycleState, Halt, Hold, OpenWindow, RackLock, State
+from rebootd.core.model import Aside, Cycle, Halt, Hold, OpenWindow, RackLock, State
 from rebootd.core.operations import clear_quarantine, halt, unhalt
 from rebootd.core.operations_cycles import LEGAL, move_cycle
 from rebootd.core.operations_inputs import Because
 from rebootd.core.policy import Deadlines, Limit, Policy
+from rebootd.core.policy_waves import Expected
 from rebootd.core.selectors import parse_selector
 from tests.core.worlds import OTHER
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 BECAUSE = Because(by="alice", reason="the simulation")
 DEADLINES = Deadlines(draining=60, drained=60, rebooting=90, verifying=60, enabling=60)
-GENTLE = Policy(deadlines=DEADLINES, settle=20, unreachable_after=45)
+BRISK = Expected(drain=6, prepare=4, reboot=20, verify=4, enable=6)
+GENTLE = Policy(deadlines=DEADLINES, settle=20, unreachable_after=45, expected=BRISK)
 DB, WEB, ALL = (parse_selector(text) for text in ("role=db", "role=web", "*"))
 POLICIES = (
     GENTLE,
@@ -213,10 +215,8 @@ OFTEN: tuple[Callable[[Simulation], None], ...] = (
 
 def disturb(sim: Simulation) -> None:
     """Some of it: things are put right about as often as they go wrong."""
-    if sim.rng.random() < 0.25:
+    if sim.rng.random() < 0.15:
         sim.rng.choice(RARE)(sim)
     for _ in range(2):
         if sim.rng.random() < 0.3:
             sim.rng.choice(OFTEN)(sim)
-
-

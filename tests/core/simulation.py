@@ -181,12 +181,7 @@ class Simulation:
                 self.land(snapshot, step)
             if self.mishap(0.05):
                 self.rng.choice(list(self.hosts.values())).live(self)
-        for rack in decision.locks:
-            if not self.mishap(0.2) and self.racks.get(rack, RackLock()).holder == "free":
-                self.racks[rack] = OURS
-        for rack in decision.unlocks:
-            if not self.mishap(0.2) and self.racks[rack].holder == "ours":
-                del self.racks[rack]
+        self._land_locks(decision)
         for cycle, _ in decision.cycles:
             if not self.mishap(0.2) and self.cycles.get(cycle.id) is snapshot.cycles[cycle.id]:
                 self.cycles[cycle.id] = cycle
@@ -196,6 +191,14 @@ class Simulation:
         self.late = []
         self.time += seconds
         return decision
+
+    def _land_locks(self, decision: Decision) -> None:
+        for rack in decision.locks:
+            if not self.mishap(0.2) and self.racks.get(rack, RackLock()).holder == "free":
+                self.racks[rack] = OURS
+        for rack in decision.unlocks:
+            if not self.mishap(0.2) and self.racks[rack].holder == "ours":
+                del self.racks[rack]
 
     def land(self, snapshot: Snapshot, step: MachineStep) -> bool:
         """One step's transaction, on what the store holds now."""

@@ -6,16 +6,19 @@ Repeat one seed with ``pytest tests/core/test_decide_properties.py -k "chaos and
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
+from rebootd.core.amounts import Amount
 from rebootd.core.decide import decide
 from rebootd.core.model import Cycle, CycleState, State
 from tests.core.chaos import GENTLE, POLICIES, clears_a_quarantine, disturb, starts_a_cycle
 from tests.core.simulation import Simulation
 
-SEEDS = range(40)
-ROUNDS = 150
-ENOUGH_REBOOTS = 9
-"""A seed in which fewer machines reboot by our hand proves too little."""
+SEEDS = range(60)
+ROUNDS = 300
+ENOUGH_IN_CHAOS = 4
+ENOUGH_AFTER = 3
+"""A seed in which fewer of the 9 machines reboot by our hand proves too little."""
 
 
 def chaos(seed: int) -> Simulation:
@@ -25,7 +28,9 @@ def chaos(seed: int) -> Simulation:
         sim.round(3)
     sim.faulty = True
     starts_a_cycle(sim)
-    for _ in range(ROUNDS):
+    for turn in range(4 * ROUNDS):
+        if turn >= ROUNDS and len(sim.permitted) >= ENOUGH_IN_CHAOS:
+            break
         disturb(sim)
         sim.round(sim.rng.choice([1.0, 3.0, 3.0, 5.0, 20.0]))
     return sim
@@ -49,12 +54,13 @@ def comes_to_rest(sim: Simulation) -> int:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chaos_then_rest(seed: int) -> None:
     sim = chaos(seed)
-    sim.heal(GENTLE)
+    by_then = len(sim.permitted)
+    # One machine may stay held; it must not keep the others of its rack from going.
+    sim.heal(replace(GENTLE, rack_unavailable=Amount(2)))
     for kept in list(sim.machine_holds)[1:]:
         del sim.machine_holds[kept]
     sim.rack_holds.clear()
-    if not any(c.state is CycleState.RUNNING for c in sim.cycles.values()):
-        sim.cycles["last"] = Cycle(id="last", selector="*", created=sim.now, failure_budget=99)
+    sim.cycles["last"] = Cycle(id="last", selector="*", created=sim.now, failure_budget=99)
     comes_to_rest(sim)
 
     held = set(sim.machine_holds)
@@ -62,8 +68,9 @@ def test_chaos_then_rest(seed: int) -> None:
         rests = {State.HELD} if m.name in held else {State.IN_SERVICE, State.QUARANTINED}
         assert m.state in rests, f"L1: {m.name} rests as {m.state}"
     again = decide(sim.snapshot())
-    assert not (again.steps or again.locks or again.unlocks or again.cycles), "L1: something is left to do"
-    assert len(sim.permitted) >= ENOUGH_REBOOTS, f"only {len(sim.permitted)} reboots: this run proves nothing"
+    assert [again.steps, again.locks, again.unlocks, again.cycles] == [(), (), (), ()], "L1: something is left to do"
+    assert by_then >= ENOUGH_IN_CHAOS, f"only {by_then} reboots in the chaos: this run proves nothing"
+    assert len(sim.permitted) - by_then >= ENOUGH_AFTER, f"only {len(sim.permitted) - by_then} reboots after the chaos"
 
 
 @pytest.mark.parametrize("seed", range(12))

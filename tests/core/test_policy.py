@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -24,8 +25,23 @@ from rebootd.core.policy import (
     parse_policy,
     render_policy,
 )
+from rebootd.core.policy_failures import Breaker, Failures, Power, Retry
+from rebootd.core.policy_gates import (
+    Comparison,
+    ConsulQuorum,
+    ConsulService,
+    Gate,
+    NoAlerts,
+    NomadQuorum,
+    PrometheusQuery,
+    Quorum,
+)
+from rebootd.core.policy_waves import Expected, RackOrder, Standing, Wave
 from rebootd.core.selectors import GRAMMAR, parse_selector
 from rebootd.core.windows import CalendarWindow, judge_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DOC = (Path(__file__).parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
 
@@ -54,23 +70,72 @@ def test_the_example_of_the_doc_says_what_the_doc_says() -> None:
         deadlines=Deadlines(draining=1800),
         soak=120,
         failure_budget=2,
+        rack_order=RackOrder((), "smallest-first"),
+        waves=(
+            Wave(name="canaries", machines=parse_selector("canary=true"), soak=1800),
+            Wave(name="wave-2", racks=("r1",), soak=3600),
+            Wave(name="wave-3", size=Amount(10, percent=True), soak=600),
+            Wave(name="wave-4", size=Amount(100, percent=True)),
+        ),
+        standing=Standing(enabled=True, selector=parse_selector("!pinned")),
+        expected=Expected(reboot=420),
+        failures=Failures(
+            retry=Retry(after=120),
+            power=Power(address="https://{meta.bmc}", at_once=2, per_hour=10),
+            breaker=Breaker(failures=3, within=7200),
+        ),
+        gates=(
+            Gate(name="dns", test=ConsulService(service="dns", minimum=Amount(2))),
+            Gate(name="consul-servers", test=ConsulQuorum()),
+            Gate(
+                name="nomad-servers",
+                test=NomadQuorum(address="http://127.0.0.1:4646"),
+                covers=parse_selector("role=nomad-server"),
+            ),
+            Gate(
+                name="errors",
+                test=PrometheusQuery(
+                    address="http://prometheus.service.consul:9090",
+                    query="sum(rate(http_errors_total[5m])) or vector(0)",
+                    holds_when=Comparison("<", 5.0),
+                ),
+                max_age=30,
+                max_block=7200,
+            ),
+            Gate(
+                name="no-pages",
+                test=NoAlerts(
+                    address="http://alertmanager.service.consul:9093",
+                    matchers=('severity="page"', 'team=~"net|sys"'),
+                ),
+            ),
+        ),
+        quorums=(
+            Quorum(name="etcd", selector=parse_selector("role=etcd")),
+            Quorum(name="ntp", selector=parse_selector("role=ntp"), allow_outage=True),
+        ),
     )
     assert set(yaml.safe_load(example())) == set(SECTIONS)
     assert judge_windows(policy, (), 1_715_000_000).next is not None
 
 
+def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for key, below in value.items():
+        yield from leaves(below, f"{path}.{key}" if path else key)
+
+
 def test_the_doc_knows_every_field_and_its_default() -> None:
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| ([^|]+) \|", DOC, re.MULTILINE))
     given: dict[str, object] = yaml.safe_load(render_policy(DEFAULT_POLICY))
-    for name, value in given.items():
-        if isinstance(value, dict):
-            for below, default in value.items():
-                if not isinstance(default, list):
-                    shown = str(default).lower() if isinstance(default, bool) else str(default)
-                    assert rows.get(f"{name}.{below}") == shown, f"{name}.{below}"
-        elif not isinstance(value, list):
-            assert rows.get(name) == str(value), name
-    for field in ("limits[]", "windows.calendar[]"):
+    for name, value in leaves(given):
+        if isinstance(value, list):
+            continue
+        shown = str(value).lower() if isinstance(value, bool) else str(value) or "none"
+        assert rows.get(name) == shown, name
+    for field in ("limits[]", "windows.calendar[]", "waves[]"):
         assert f"| `{field}` |" in DOC
 
 

@@ -19,6 +19,7 @@ from rebootd.core.model import (
     State,
 )
 from rebootd.core.policy import Policy
+from rebootd.core.policy_failures import Failures, Retry
 from rebootd.core.wire import CheckResult, DirectiveKind, PermitRequest, Report, Result
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ OURS = RackLock(holder="ours", session="s-ours")
 OTHER = RackLock(holder="other", session="s-other", node="switch-admin")
 HALT = Halt(reason="fire drill", since=NOW - 5)
 CLOSED = Policy(window_required=True)
+ONCE = Policy(failures=Failures(retry=Retry(drains=0, checks=0)))
+"""The policy in which nothing that failed is tried again."""
 PASSED = CheckResult("passed", "all is well")
 FAILED = CheckResult("failed", "unit sshd.service is failed")
 

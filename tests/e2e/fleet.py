@@ -44,9 +44,6 @@ class Blow(NamedTuple):
     to: str
 
 
-Watch = "Callable[[str, str, bytes, bytes | None], Awaitable[bool]]"
-
-
 class Slot:
     """One daemon, started again after each kill under a new id, at the same address."""
 
@@ -55,6 +52,7 @@ class Slot:
         self.number = number
         self.port, self.front_port, self.back_port = free_ports(3)
         self.child: Child | None = None
+        self.again: asyncio.Task[None] | None = None
         self.front = Relay(f"http://127.0.0.1:{self.port}", before=fleet.machine_asks, after=fleet.machine_told)
         self.back = Relay(fleet.consul.url, before=self._asks, after=self._told)
 
@@ -75,15 +73,21 @@ class Slot:
             environ=dict(os.environ),
         )
 
-    async def kill(self) -> None:
+    def kill(self) -> None:
         """SIGKILL, and a new daemon at once, as Nomad would start it."""
         assert self.child is not None
         self.child.signal(signal.SIGKILL)
-        await self.child.wait()
         self.fleet.kills += 1
+        # A task of its own: the relay's handler ends with the connection of the daemon that was killed.
+        self.again = asyncio.create_task(self._again(self.child))
+
+    async def _again(self, child: Child) -> None:
+        await child.wait()
         await self.start()
 
     async def close(self) -> None:
+        if self.again is not None:
+            await self.again
         if self.child is not None:
             await self.child.end()
         await self.front.stop()
@@ -91,15 +95,16 @@ class Slot:
 
     async def _asks(self, request: web.Request, body: bytes) -> None:
         if request.path == "/v1/txn" and self.fleet.strike("before", self.fleet.ledger.changes(body)):
-            await self.kill()
+            self.kill()
             raise BreakOff
 
     async def _told(self, request: web.Request, body: bytes, status: int, answer: bytes) -> None:
         if request.path == "/v1/txn" and status == 200:
             changes = self.fleet.ledger.changes(body)
             self.fleet.ledger.landed(body, answer)
+            self.fleet.leader = self
             if self.fleet.strike("after", changes):
-                await self.kill()
+                self.kill()
                 raise BreakOff
 
 
@@ -119,13 +124,12 @@ class Fleet:
         self.ledger = Ledger(self.run + "/")
         self.blows: list[Blow] = []
         self.kills = 0
+        self.leader: Slot | None = None
         self.on_ask: Callable[[str, str, bytes], Awaitable[None]] | None = None
         self.on_tell: Callable[[str, str, bytes, bytes], Awaitable[None]] | None = None
-        self.nodes = [
-            (f"{self.run}-r{r}m{m}", f"r{r}") for r in range(1, racks + 1) for m in range(1, machines + 1)
-        ]
+        self.nodes = [(f"{self.run}-r{r}m{m}", f"r{r}") for r in range(1, racks + 1) for m in range(1, machines + 1)]
         self.slots = [Slot(self, number) for number in range(daemons)]
-        self.client = Client([f"http://127.0.0.1:{slot.front_port}" for slot in self.slots], timeout=15.0)
+        self.client = Client([f"http://127.0.0.1:{slot.front_port}" for slot in self.slots], timeout=5.0)
         agents = {
             "mark": "catalog",
             "consul": consul.url,
@@ -149,7 +153,7 @@ class Fleet:
             self.consul.ask("/v1/catalog/register", "PUT", msgspec.json.encode(node))
         try:
             await asyncio.gather(*(slot.open() for slot in self.slots))
-            await self.until(self.status, "a leader")
+            await self.until(self.status, "a leader", 20)
         except BaseException:
             await self._end()
             raise
@@ -195,9 +199,14 @@ class Fleet:
         os.kill(agent.pid, signal.SIGKILL)
         self.kills += 1
 
+    def kill_leader(self) -> None:
+        """SIGKILL to the daemon that committed last."""
+        if self.leader is not None:
+            self.leader.kill()
+
     # --- asking --------------------------------------------------------------------------
 
-    async def until(self, question: Callable[[], Awaitable[Any]], what: str, timeout: float = 60.0) -> Any:
+    async def until(self, question: Callable[[], Awaitable[Any]], what: str, timeout: float = 45.0) -> Any:
         """The first true answer."""
         deadline = time.monotonic() + timeout
         while True:
@@ -205,13 +214,16 @@ class Fleet:
                 answer = await question()
                 if answer:
                     return answer
+            for slot in self.slots:
+                dead = slot.child is not None and not slot.child.running and (slot.again is None or slot.again.done())
+                assert not dead, f"a daemon ended by itself\n{await self.told()}"
             assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}\n{await self.told()}"
             await asyncio.sleep(0.05)
 
     async def ask(self, method: str, path: str, **body: Any) -> bytes:
         """As rebootctl asks; a change whose answer was lost is asked for again."""
         data = msgspec.json.encode(body) if body else None
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 20
         while True:
             try:
                 return await asyncio.to_thread(self.client.ask, method, path, data)
@@ -227,7 +239,7 @@ class Fleet:
         rows = msgspec.json.decode(await self.ask("GET", "/v1/machines"), type=Machines).machines
         return {row.name: row.state for row in rows}
 
-    async def reach(self, name: str, state: str, timeout: float = 60.0) -> None:
+    async def reach(self, name: str, state: str, timeout: float = 45.0) -> None:
         """Waits until a machine is in a state."""
 
         async def there() -> bool:
@@ -236,7 +248,7 @@ class Fleet:
 
         await self.until(there, f"{name} to be {state}", timeout)
 
-    async def all_in_service(self, timeout: float = 60.0) -> None:
+    async def all_in_service(self, timeout: float = 45.0) -> None:
         async def there() -> bool:
             self.supervisor.check()
             states = await self.states()
@@ -250,6 +262,20 @@ class Fleet:
         except Trouble:
             # An answer was lost with its leader; what counts is whether the cycle exists.
             await self.cycle(id_)
+
+    async def release(self, name: str) -> None:
+        """Ends a hold; that it is gone already is as good."""
+        try:
+            await self.ask("DELETE", f"/v1/holds/machine/{name}", by="test")
+        except Trouble:
+            assert b'"holds":[]' in await self.ask("GET", "/v1/holds")
+
+    async def clear(self, name: str) -> None:
+        """Clears a quarantine; that it is cleared already is as good."""
+        try:
+            await self.ask("POST", f"/v1/quarantine/{name}/clear", by="test")
+        except Trouble:
+            assert (await self.states())[name] != "quarantined"
 
     async def cycle(self, id_: str) -> CycleShow:
         return msgspec.json.decode(await self.ask("GET", f"/v1/cycles/{id_}"), type=CycleShow)
@@ -273,7 +299,10 @@ class Fleet:
         lines = [f"blows left: {self.blows}", f"records: {self.ledger.states}"]
         with suppress(Trouble):
             lines.append((await asyncio.to_thread(self.client.ask, "GET", "/v1/machines")).decode())
-            lines += [f"{e.seq} {e.epoch} {e.kind} {e.machine} {e.frm}->{e.to} {e.cause} {e.detail}" for e in await self.events()]
+            lines += [
+                f"{e.seq} {e.epoch} {e.kind} {e.machine} {e.frm}->{e.to} {e.cause} {e.detail}"
+                for e in await self.events()
+            ]
         lines += [f"--- daemon{s.number}\n{s.child.tail(12)}" for s in self.slots if s.child]
         lines += [f"--- {m.name}\n{m.agent.tail(8)}" for m in self.supervisor.machines.values() if m.agent]
         return "\n".join(lines)

@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 Look = Callable[[web.Request, bytes], Awaitable[None]]
 After = Callable[[web.Request, bytes, int, bytes], Awaitable[None]]
 _HOP = {"connection", "keep-alive", "transfer-encoding", "host", "content-length", "content-encoding"}
 
 
-class BreakOff(Exception):  # noqa: N818  an order, not an error
+class BreakOff(Exception):
     """Raised by a hook: the client gets no answer, its connection just ends."""
 
 
@@ -57,7 +58,7 @@ class Relay:
         try:
             await self.before(request, body)
             headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
-            url = aiohttp.client.URL(self.target + request.raw_path, encoded=True)
+            url = URL(self.target + request.raw_path, encoded=True)
             async with self._session.request(
                 request.method, url, data=body, headers=headers, allow_redirects=False
             ) as answer:

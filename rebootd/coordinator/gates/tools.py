@@ -1,0 +1,122 @@
+"""What every reader of a gate needs: one shared HTTP session, Consul, and JSON that is what it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from rebootd.core.errors import RebootdError, Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rebootd.consul.client import Consul
+
+T = TypeVar("T")
+
+MOST = 16 * 1024 * 1024
+"""Bytes of an answer that are read at most."""
+CONNECTIONS = 16
+
+
+class Tools:
+    """Belongs to one daemon. ``addresses`` maps addresses of Consul's catalog to names of nodes.
+
+    Every method raises ``Unreachable`` with a sentence that says what could not be had.
+    """
+
+    def __init__(self, consul: Consul | None) -> None:
+        self.consul = consul
+        self.addresses: Mapping[str, str] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def consul_json(self, path: str, kind: type[T], *params: tuple[str, str], also: Sequence[int] = ()) -> T:
+        """Consul's answer; ``also`` are statuses beside 200 whose body is an answer too."""
+        body, _ = await self.consul_get(path, params, also=also)
+        return decoded(body, kind, path)
+
+    async def consul_get(
+        self,
+        path: str,
+        params: Sequence[tuple[str, str]],
+        *,
+        also: Sequence[int] = (),
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """Body and headers of Consul's answer. A blocking query takes as long as its ``wait`` says."""
+        if self.consul is None:
+            raise Unreachable("this daemon has no Consul to ask")
+        try:
+            response = await self.consul.http.request("GET", path, list(params))
+        except RebootdError as error:
+            raise Unreachable(str(error)) from error
+        if response.status != 200 and response.status not in also:
+            raise Unreachable(f"Consul answers {path} with {response.status}: {response.text[:200]}")
+        return response.body, response.headers
+
+    async def http_json(
+        self,
+        url: str,
+        kind: type[T],
+        params: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+        *,
+        also: Sequence[int] = (),
+    ) -> T:
+        """The answer of another service. Redirects are not followed: a login page is no reading."""
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS), cookie_jar=aiohttp.DummyCookieJar()
+            )
+        try:
+            async with self._session.get(
+                url, params=list(params), headers=dict(headers or {}), allow_redirects=False
+            ) as response:
+                body = await response.content.read(MOST + 1)
+                while len(body) <= MOST and (more := await response.content.read(MOST + 1 - len(body))):
+                    body += more
+        except (aiohttp.ClientError, ValueError) as error:
+            raise Unreachable(f"{url}: {str(error) or type(error).__name__}") from error
+        if len(body) > MOST:
+            raise Unreachable(f"{url}: the answer is larger than {MOST} bytes")
+        if response.status != 200 and response.status not in also:
+            said = body[:200].decode("utf-8", "replace").strip()
+            raise Unreachable(f"{url}: {response.status} {said}")
+        return decoded(body, kind, url)
+
+    async def close(self) -> None:
+        """Ends every connection but Consul's, which is not ours."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def decoded(body: bytes, kind: type[T], where: str) -> T:
+    """The body as ``kind``."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Unreachable(f"{where}: the answer cannot be read: {error}") from error
+
+
+def token(path: str) -> str:
+    """The token in a file, read anew so that it can be changed; ``""`` without a path."""
+    if not path:
+        return ""
+    try:
+        text = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unreachable(f"the token file {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if not text or not text.isprintable():
+        raise Unreachable(f"the token file {path} holds no token")
+    return text
+
+
+def bearer(path: str) -> dict[str, str]:
+    """The header that shows the token of a file."""
+    found = token(path)
+    return {"Authorization": f"Bearer {found}"} if found else {}
+
+
+Json = dict[str, Any]

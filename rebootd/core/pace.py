@@ -1,0 +1,71 @@
+"""What paces the machines of cycles in one snapshot: waves, what fits the window, and who goes last."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from rebootd.core.fit import Fit
+from rebootd.core.model import Blocker
+from rebootd.core.times import utc
+from rebootd.core.waves import rack_ranks, wave_plan
+
+if TYPE_CHECKING:
+    from rebootd.core.model import Cycle, Machine
+    from rebootd.core.view import View
+    from rebootd.core.waves import WavePlan
+    from rebootd.core.windows import WindowVerdict
+
+
+class Pace:
+    """``any`` is whether it may hold back anybody at all; ``last`` are the members of quorum groups."""
+
+    def __init__(self, view: View, verdict: WindowVerdict) -> None:
+        snapshot = view.snapshot
+        self._snapshot = snapshot
+        members = view.capacity.members
+        self.ranks = rack_ranks(snapshot.policy, members)
+        self.last: frozenset[str] = frozenset().union(*(g.members for g in view.safeguards.groups))
+        self.plans: dict[str, WavePlan] = {}
+        if snapshot.policy.waves:
+            self.plans = {
+                c.id: wave_plan(snapshot.policy, c, members, self.last).at(view.now, utc)
+                for c in view.cycles
+                if c.waves and not c.standing
+            }
+        self.fit = Fit(snapshot, verdict)
+        self.any = bool(self.plans) or self.fit.tight
+
+    def later(self, now: float, verdict: WindowVerdict | None = None) -> None:
+        """Judges anew what depends on the clock, as the forecast's goes on; ``verdict`` if windows are another way."""
+        for plan in self.plans.values():
+            plan.at(now, utc)
+        if verdict is not None:
+            self.fit = Fit(self._snapshot, verdict, now)
+        self.any = bool(self.plans) or self.fit.tight
+
+    def waits(self, machine: Machine, cycle: Cycle) -> Blocker | None:
+        """Why the machine's wave of the cycle has not come yet, or None."""
+        plan = self.plans.get(cycle.id)
+        return plan.waits(machine.name) if plan is not None else None
+
+    def blockers(self, machine: Machine, cycle: Cycle | None) -> tuple[Blocker, ...]:
+        """What keeps a machine in that the cycle wants out: its wave, and windows that are too short for it."""
+        if not self.any or cycle is None:
+            return ()
+        wave = self.waits(machine, cycle)
+        fits = self.fit.blocker(machine) if self.fit.tight and not cycle.emergency else None
+        if wave is None and fits is None:
+            return ()
+        return tuple(b for b in (wave, fits) if b is not None)
+
+
+@lru_cache(maxsize=64)
+def goes_last(cycle_id: str, created: float) -> Blocker:
+    """The blocker that the other machines are for a member of a quorum group."""
+    return Blocker(
+        kind="order",
+        what=f"members of quorum groups go after all other machines of cycle {cycle_id}",
+        since=created,
+        clears="the machines that go before it",
+    )

@@ -1,0 +1,147 @@
+"""Waves and order: which rack is next, which wave of its cycle a machine is in, and which wave has come.
+
+All of it follows from the policy, the machines' records and the clock: a new leader goes on where the last one was.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rebootd.core.advance import at_target
+from rebootd.core.model import Blocker, State
+from rebootd.core.selectors import parse_selector
+from rebootd.core.states import WORKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from rebootd.core.model import Cycle, Machine
+    from rebootd.core.policy import Policy
+    from rebootd.core.policy_waves import Wave
+
+NAMED = 5
+_AWAY = frozenset({State.HELD, State.QUARANTINED})
+
+
+def rack_ranks(policy: Policy, members: Mapping[str, Collection[Machine]]) -> dict[str, tuple[int, int, str]]:
+    """A key for each rack to sort by: the listed ones in their order, then the others as the policy says."""
+    order = policy.rack_order
+    listed = {rack: place for place, rack in enumerate(order.listed)}
+    small = order.by == "smallest-first"
+    behind = len(listed)
+    return {rack: (listed.get(rack, behind), len(here) if small else 0, rack) for rack, here in members.items()}
+
+
+class WavePlan:
+    """The waves of one cycle: who is in which, who is still to go, and which wave has come at a time.
+
+    ``index`` maps names to waves, counted from 0; ``current`` is the wave that has come.
+    """
+
+    def __init__(self, cycle: Cycle, waves: tuple[Wave, ...], machines: Iterable[Machine]) -> None:
+        """``machines`` are all that the cycle selects, in the order in which they are to go."""
+        self.cycle = cycle
+        self.waves = waves
+        self.index: dict[str, int] = {}
+        self.current = 0
+        self.changes: float | None = None
+        """When the clock alone lets the next wave come, if it does."""
+        self._left: list[set[str]] = [set() for _ in waves]
+        self._ended = [0.0 for _ in waves]
+        self._blockers: dict[int, Blocker] = {}
+        rest = list(machines)
+        total = len(rest)
+        for number, wave in enumerate(waves):
+            rest = self._take(number, rest, _chosen(wave, rest, total))
+
+    def _take(self, number: int, rest: list[Machine], chosen: Callable[[int, Machine], bool]) -> list[Machine]:
+        left = []
+        for place, machine in enumerate(rest):
+            if chosen(place, machine):
+                self.index[machine.name] = number
+                self.update(machine)
+            else:
+                left.append(machine)
+        return left
+
+    def update(self, machine: Machine) -> None:
+        """Takes over one machine's record."""
+        number = self.index.get(machine.name)
+        if number is None:
+            return
+        over = self.cycle.id in machine.outcomes and not (
+            machine.cycle == self.cycle.id and machine.state in WORKING
+        )
+        if over:
+            self._ended[number] = max(self._ended[number], machine.ended)
+        if over or machine.state in _AWAY:
+            self._left[number].discard(machine.name)
+        else:
+            self._left[number].add(machine.name)
+
+    def at(self, now: float, show: Callable[[float], str]) -> WavePlan:
+        """Judges which wave has come at ``now``; ``show`` writes times."""
+        begins, last = self.cycle.created, len(self.waves) - 1
+        self.changes = None
+        for number, wave in enumerate(self.waves):
+            self.current = number
+            if self._left[number] or number == last:
+                names = sorted(self._left[number])
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                why = f"has {len(names)} machines to go: {', '.join(names[:NAMED])}{more}"
+                break
+            if self._ended[number]:
+                begins = max(begins, self._ended[number] + wave.soak)
+            if now < begins:
+                self.changes = begins
+                why = f"soaks until {show(begins)}"
+                break
+        began = max((e for e in self._ended[: self.current]), default=0.0) or self.cycle.created
+        said = f"of cycle {self.cycle.id} goes after wave {self.current + 1} ({self.waves[self.current].name}), which"
+        self._blockers = {
+            n: Blocker(
+                kind="wave",
+                what=f"wave {n + 1} of {last + 1} ({self.waves[n].name}) {said} {why}",
+                since=began,
+                clears="time" if self.changes else "the machines of that wave",
+            )
+            for n in range(self.current + 1, last + 1)
+        }
+        return self
+
+    def waits(self, name: str) -> Blocker | None:
+        """Why the machine's wave has not come yet, or None."""
+        return self._blockers.get(self.index.get(name, -1))
+
+
+def _chosen(wave: Wave, rest: list[Machine], total: int) -> Callable[[int, Machine], bool]:
+    if wave.machines is not None:
+        matches = wave.machines.matches
+        return lambda _place, machine: matches(machine)
+    if wave.racks:
+        racks = frozenset(wave.racks)
+        return lambda _place, machine: machine.rack in racks
+    size = len(rest) if wave.rest or wave.size is None else wave.size.of(total)
+    return lambda place, _machine: place < size
+
+
+def wave_plan(
+    policy: Policy, cycle: Cycle, members: Mapping[str, Collection[Machine]], last: Collection[str]
+) -> WavePlan:
+    """The waves of ``cycle`` over ``members`` (by rack). Machines named in ``last`` are the last of all to go.
+
+    Machines that show the target without having been rebooted, and ones without a rack, are in no wave. The leader's
+    own host has no place of its own here: a change of leader must not move machines from wave to wave.
+    """
+    matches, ranks = parse_selector(cycle.selector).matches, rack_ranks(policy, members)
+    chosen: list[Machine] = []
+    behind: list[Machine] = []
+    for rack in sorted((r for r in members if r), key=ranks.__getitem__):
+        for machine in sorted(members[rack], key=_name):
+            if cycle.id in machine.outcomes or (matches(machine) and not at_target(cycle, machine)):
+                (behind if machine.name in last else chosen).append(machine)
+    return WavePlan(cycle, policy.waves, [*chosen, *behind])
+
+
+def _name(machine: Machine) -> str:
+    return machine.name

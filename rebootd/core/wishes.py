@@ -1,0 +1,109 @@
+"""Who wants to go out, for which cycle or hold, and in which order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rebootd.core.model import State
+from rebootd.core.selectors import parse_selector
+from rebootd.core.standing import wants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from rebootd.core.model import Cycle, Hold, Machine
+    from rebootd.core.view import View
+
+Wish = tuple["Machine", "Cycle | None", "Hold | None"]
+"""A machine in service, and the cycle or the hold that wants it out."""
+
+
+class Wishes:
+    """Made once per decision."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._compiled = [_compiled(view, cycle) for cycle in view.cycles]
+
+    def by_rack(self, settled: Collection[str]) -> dict[str, list[Wish]]:
+        """Every wish, by rack, except of machines that are ``settled`` by a step of this decision."""
+        members, rack_holds = self._view.capacity.members, self._view.snapshot.rack_holds
+        out: dict[str, list[Wish]] = {}
+        for rack, here in members.items():
+            found = self.among(here, settled, rack_holds.get(rack))
+            if found:
+                out[rack] = found
+        return out
+
+    def among(self, machines: Iterable[Machine], settled: Collection[str], rack_hold: Hold | None) -> list[Wish]:
+        """The wishes of machines of one rack. The first cycle whose wave has come takes a machine, then one that runs."""
+        view = self._view
+        machine_holds, in_service, waits = view.snapshot.machine_holds, State.IN_SERVICE, view.pace.waits
+        out: list[Wish] = []
+        for m in machines:
+            if m.state is not in_service or m.name in settled:
+                continue
+            hold = machine_holds.get(m.name) or rack_hold
+            if hold is not None:
+                out.append((m, None, hold))
+                continue
+            outcomes = m.outcomes
+            later: Cycle | None = None
+            paused: Cycle | None = None
+            for cycle, key, matches, reached in self._compiled:
+                if key in outcomes or not matches(m) or (reached is not None and reached(m)):
+                    continue
+                if not view.runs(cycle):
+                    paused = paused or cycle
+                elif waits(m, cycle) is not None:
+                    later = later or cycle
+                else:
+                    out.append((m, cycle, None))
+                    break
+            else:
+                if later is not None or paused is not None:
+                    out.append((m, later or paused, None))
+        return out
+
+
+def _compiled(
+    view: View, cycle: Cycle
+) -> tuple[Cycle, str, Callable[[Machine], bool], Callable[[Machine], bool] | None]:
+    """A cycle, the outcome that says it is over for a machine, whom it selects, and who is at its target already."""
+    if cycle.standing:
+        # It is never over for a machine; no id is empty, so no outcome is under that key.
+        return cycle, "", wants(view.snapshot.policy, view.now), None
+    reached = parse_selector(cycle.target, "target").matches if cycle.target else None
+    return cycle, cycle.id, parse_selector(cycle.selector).matches, reached
+
+
+def waiting_since(wish: Wish) -> float:
+    """Since when somebody wants this machine out."""
+    machine, cycle, hold = wish
+    if hold is not None:
+        return hold.since
+    if cycle is None:
+        return 0.0
+    return machine.required_since if cycle.standing else cycle.created
+
+
+def rack_order(view: View, wanting: dict[str, list[Wish]]) -> list[str]:
+    """Racks that are open, then the listed ones, then by oldest wish and the policy's order; the leader's own last."""
+    ranks, opened = view.pace.ranks, view.capacity.open
+    own = view.snapshot.machines.get(view.snapshot.leader_node)
+    own_rack = own.rack if own is not None else ""
+    behind = len(view.snapshot.policy.rack_order.listed)
+    alike = len(view.cycles) == 1 and not view.cycles[0].standing and not view.holds
+    oldest = {} if alike else {rack: min(map(waiting_since, wishes)) for rack, wishes in wanting.items()}
+
+    def key(rack: str) -> tuple[bool, bool, int, float, tuple[int, int, str]]:
+        rank = ranks[rack]
+        return (rack not in opened, rack == own_rack and rank[0] == behind, rank[0], oldest.get(rack, 0.0), rank)
+
+    return sorted(wanting, key=key)
+
+
+def machine_order(view: View) -> Callable[[Wish], tuple[bool, float, str]]:
+    """In a rack, those that wait longest first; the leader's own host last."""
+    own = view.snapshot.leader_node
+    return lambda wish: (wish[0].name == own, waiting_since(wish), wish[0].name)

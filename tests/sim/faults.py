@@ -1,0 +1,323 @@
+"""How each kind of fault is done, and undone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rebootd.core.model import State
+from rebootd.store.port import Delete, Set
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.sim.daemons import SimDaemon
+    from tests.sim.machines import Machine
+    from tests.sim.people import People
+    from tests.sim.plan import Fault
+    from tests.sim.world import World
+
+PATIENT = frozenset(
+    {
+        "halt", "raw-halt", "hold", "hold-rack", "pause", "cancel", "start", "policy", "window-close", "clear",
+        "rack-lock", "unlock", "maintenance",
+    }
+)  # fmt: skip
+"""What people may do without delaying any machine's return (S5 stays in force)."""
+AFTERMATH = 120.0
+"""Seconds after a fault in which a return may still be delayed by it."""
+
+
+class Faults:
+    """Schedules a plan's faults in a world."""
+
+    def __init__(self, world: World, people: People) -> None:
+        self.world = world
+        self.people = people
+
+    def schedule(self, faults: list[tuple[int, Fault]]) -> None:
+        """All of them, by their index in the plan."""
+        for index, fault in faults:
+            self.world.loop.at(fault.at, self._begin, index, fault)
+
+    def _begin(self, index: int, fault: Fault) -> None:
+        world = self.world
+        seconds = max(0.0, min(fault.seconds, world.plan.faults_for - world.loop.now))
+        world.say(f"FAULT {index}: {fault}")
+        if fault.kind not in PATIENT:
+            world.checks.disturbed(world.loop.now + seconds + AFTERMATH)
+        done: Callable[[Fault], Callable[[], None] | None] = getattr(self, "_" + fault.kind.replace("-", "_"))
+        undo = done(fault)
+        world.checks.counts[f"fault {fault.kind}"] += 1
+        if undo is not None:
+            world.loop.after(seconds, undo)
+
+    # --- who ------------------------------------------------------------------------------------------
+
+    def _machine(self, fault: Fault) -> Machine:
+        machines, records = self.world.machines, self.world.checks.records
+        if fault.target == "out":
+            for name in sorted(records):
+                if records[name].state in {State.DRAINING, State.DRAINED, State.REBOOTING, State.VERIFYING, State.ENABLING}:
+                    return machines[name]
+        if fault.target in machines:
+            return machines[fault.target]
+        names = sorted(machines)
+        return machines[names[int(fault.at * 1000) % len(names)]]
+
+    def _leader(self) -> SimDaemon | None:
+        return self.world.leader()
+
+    def _set(self, where: object, name: str, value: float) -> Callable[[], None]:
+        setattr(where, name, value)
+        return lambda: setattr(where, name, 0.0)
+
+    def _count(self, where: object, name: str) -> Callable[[], None]:
+        setattr(where, name, getattr(where, name) + 1)
+        return lambda: setattr(where, name, max(0, getattr(where, name) - 1))
+
+    # --- network --------------------------------------------------------------------------------------
+
+    def _lossy(self, fault: Fault) -> Callable[[], None]:
+        return self._set(self.world.net.trouble, "lose", fault.value)
+
+    def _repeats(self, fault: Fault) -> Callable[[], None]:
+        return self._set(self.world.net.trouble, "repeat", fault.value)
+
+    def _slow(self, fault: Fault) -> Callable[[], None]:
+        self.world.net.trouble.slow_by = 20.0
+        return self._set(self.world.net.trouble, "slow", fault.value)
+
+    def _cut_agents(self, fault: Fault) -> Callable[[], None]:
+        return self._count(self.world.daemons[fault.target].box, "cut_agents")
+
+    def _cut_machine(self, fault: Fault) -> Callable[[], None]:
+        return self._count(self._machine(fault).box, "cut_agents")
+
+    def _dns_away(self, fault: Fault) -> Callable[[], None]:
+        return self._count(self.world, "dns_away")
+
+    # --- store ----------------------------------------------------------------------------------------
+
+    def _store_away(self, fault: Fault) -> Callable[[], None]:
+        return self._count(self.world.servers.trouble, "away")
+
+    def _store_cut(self, fault: Fault) -> Callable[[], None]:
+        return self._count(self.world.daemons[fault.target].box, "cut_store")
+
+    def _store_late(self, fault: Fault) -> Callable[[], None]:
+        self.world.servers.trouble.late_by = 15.0
+        return self._set(self.world.servers.trouble, "late", fault.value)
+
+    def _store_loses(self, fault: Fault) -> Callable[[], None]:
+        trouble = self.world.servers.trouble
+        trouble.lose_request, trouble.lose_reply = fault.value / 2, fault.value / 2
+
+        def undo() -> None:
+            trouble.lose_request = trouble.lose_reply = 0.0
+
+        return undo
+
+    def _store_twice(self, fault: Fault) -> Callable[[], None]:
+        return self._set(self.world.servers.trouble, "twice", fault.value)
+
+    def _session_ended(self, fault: Fault) -> None:
+        entry = self.world.consul.entries.get("rebootd/leader")
+        if entry is not None and entry.session:
+            self.world.consul.destroy_session(entry.session)
+
+    def _check_flaps(self, fault: Fault) -> Callable[[], None]:
+        daemon = self.world.daemons[fault.target]
+        self.world.consul.set_check(daemon.box.name, daemon.check, "critical")
+        return lambda: self.world.check(daemon, "passing")
+
+    def _index_reset(self, fault: Fault) -> None:
+        self.world.consul.reset_index()
+
+    # --- processes ------------------------------------------------------------------------------------
+
+    def _kill_daemon(self, fault: Fault) -> None:
+        process = self.world.daemons[fault.target].process
+        if process is not None:
+            process.kill()
+
+    def _kill_leader(self, fault: Fault) -> None:
+        leader = self._leader()
+        if leader is not None and leader.process is not None:
+            leader.process.kill()
+
+    def _fuse_leader(self, fault: Fault) -> None:
+        leader = self._leader()
+        if leader is not None and leader.process is not None:
+            leader.process.fuse = int(fault.value)
+
+    def _stop_leader(self, fault: Fault) -> Callable[[], None] | None:
+        leader = self._leader()
+        if leader is None:
+            return None
+        leader.stop()
+        return leader.go_on
+
+    def _stop_daemon(self, fault: Fault) -> Callable[[], None]:
+        daemon = self.world.daemons[fault.target]
+        daemon.stop()
+        return daemon.go_on
+
+    def _hand_over(self, fault: Fault) -> None:
+        leader = self._leader()
+        if leader is not None and leader.daemon is not None and leader.process is not None:
+            leader.process.spawn(leader.daemon.stop())
+
+    def _kill_agent(self, fault: Fault) -> None:
+        process = self._machine(fault).process
+        if process is not None:
+            process.kill()
+
+    def _fuse_agent(self, fault: Fault) -> None:
+        process = self._machine(fault).process
+        if process is not None:
+            process.fuse = int(fault.value)
+
+    def _stop_agent(self, fault: Fault) -> Callable[[], None] | None:
+        process = self._machine(fault).process
+        if process is None:
+            return None
+        process.stop()
+        return process.go_on
+
+    def _cut_write(self, fault: Fault) -> None:
+        self._machine(fault).disk.cut = "before" if int(fault.at * 1000) % 2 else "after"
+
+    # --- hosts ----------------------------------------------------------------------------------------
+
+    def _power_cut(self, fault: Fault) -> None:
+        self._machine(fault).down()
+
+    def _rack_power(self, fault: Fault) -> None:
+        for machine in self.world.machines.values():
+            if machine.box.rack == fault.target:
+                machine.down()
+
+    def _flap(self, fault: Fault) -> None:
+        machine = self._machine(fault)
+        for i in range(4):
+            self.world.loop.after(i * max(20.0, fault.seconds), machine.down)
+
+    def _hang(self, fault: Fault) -> None:
+        self._machine(fault).next_boot = "hang"
+
+    def _never(self, fault: Fault) -> None:
+        self._machine(fault).next_boot = "never"
+
+    def _same_id(self, fault: Fault) -> None:
+        self._machine(fault).next_boot = "same-id"
+
+    def _other_rack(self, fault: Fault) -> None:
+        self._machine(fault).next_boot = "rack"
+
+    def _disk_full(self, fault: Fault) -> Callable[[], None]:
+        return self._count(self._machine(fault).disk, "full")
+
+    def _bad_journal(self, fault: Fault) -> None:
+        machine = self._machine(fault)
+        if machine.disk.data is not None:
+            machine.disk.data = machine.disk.data[: len(machine.disk.data) // 2]
+            machine.disk.writes += 1
+        if machine.process is not None:
+            machine.process.kill()
+
+    def _clock_jump(self, fault: Fault) -> Callable[[], None]:
+        leader = self._leader()
+        box = leader.box if fault.target == "leader" and leader is not None else self._machine(fault).box
+        box.offset += fault.value
+
+        def undo() -> None:
+            box.offset -= fault.value
+
+        return undo
+
+    def _hook_fails(self, fault: Fault) -> Callable[[], None]:
+        failing = self._machine(fault).failing
+        hook = ("drain.d", "pre-reboot.d", "enable.d")[int(fault.at * 1000) % 3]
+        failing.add(hook)
+        return lambda: failing.discard(hook)
+
+    def _post_boot_fails(self, fault: Fault) -> Callable[[], None]:
+        failing = self._machine(fault).failing
+        failing.add("post-boot.d")
+        return lambda: failing.discard("post-boot.d")
+
+    def _local_consul_away(self, fault: Fault) -> Callable[[], None]:
+        return self._count(self._machine(fault).consul, "away")
+
+    # --- people ---------------------------------------------------------------------------------------
+
+    def _halt(self, fault: Fault) -> Callable[[], None]:
+        self.people.halt()
+        return self.people.unhalt
+
+    def _raw_halt(self, fault: Fault) -> Callable[[], None]:
+        self.people.raw(Set("rebootd/control/halt", b"stop, says the engineer"))
+        return lambda: self.people.raw(Delete("rebootd/control/halt"))
+
+    def _hold(self, fault: Fault) -> Callable[[], None]:
+        name = self._machine(fault).name
+        self.people.hold("machine", name)
+        return lambda: self.people.release("machine", name)
+
+    def _hold_rack(self, fault: Fault) -> Callable[[], None]:
+        self.people.hold("rack", fault.target)
+        return lambda: self.people.release("rack", fault.target)
+
+    def _pause(self, fault: Fault) -> Callable[[], None]:
+        self.people.move("pause")
+        return lambda: self.people.move("resume")
+
+    def _cancel(self, fault: Fault) -> None:
+        self.people.move("cancel")
+
+    def _start(self, fault: Fault) -> None:
+        self.people.start("role=web" if int(fault.at * 1000) % 3 == 0 else "*")
+
+    def _policy(self, fault: Fault) -> Callable[[], None]:
+        plan = self.world.plan
+        stricter = "racks:\n  open: 1\n  unavailable: 1\nsoak: 3s\nfailure_budget: 100\n"
+        self.people.policy(stricter)
+        return lambda: self.people.policy(plan.policy)
+
+    def _window_close(self, fault: Fault) -> Callable[[], None]:
+        closed = (
+            "windows:\n  required: true\n  calendar:\n"
+            "    - {name: later, start: '0 0 1 1 *', duration: 1h, timezone: UTC}\nfailure_budget: 100\n"
+        )
+        self.people.policy(closed)
+        if int(fault.at * 1000) % 2:
+            self.world.loop.after(fault.seconds / 2, self.people.open_window, fault.seconds / 4)
+        return lambda: self.people.policy(self.world.plan.policy)
+
+    def _clear(self, fault: Fault) -> None:
+        for name, record in sorted(self.world.checks.records.items()):
+            if record.state is State.QUARANTINED:
+                self.people.clear(name)
+                return
+
+    def _rack_lock(self, fault: Fault) -> Callable[[], None]:
+        self.people.take_rack(fault.target)
+        return lambda: self.people.give_rack(fault.target)
+
+    def _unlock(self, fault: Fault) -> None:
+        self.people.give_rack(fault.target)
+
+    def _end_lock_session(self, fault: Fault) -> None:
+        self.people.end_lock_session(fault.target)
+
+    def _edit_record(self, fault: Fault) -> None:
+        self.people.edit_record(self._machine(fault).name, fault.at % 1.0)
+
+    def _maintenance(self, fault: Fault) -> None:
+        machine = self._machine(fault)
+        machine.consul.checks["_node_maintenance"] = {"ID": "_node_maintenance", "Status": "critical", "Notes": "by hand"}
+        machine.world.checks.maintained.add(machine.name)
+
+    def _by_hand(self, fault: Fault) -> None:
+        """Break-glass: what ``rebootd agent enable --local`` leaves in the journal of a machine that is out."""
+        self._machine(fault).break_glass()

@@ -1,0 +1,277 @@
+"""An event loop whose clock jumps, and the processes that live in it.
+
+Everything that runs belongs to a process (or to the world itself, which is no process). A killed process never runs
+another step: no ``except`` or ``finally`` of it is executed, as after SIGKILL. A stopped one (SIGSTOP) runs nothing
+while time passes, and finds everything that came meanwhile when it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import heapq
+import itertools
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+OWNER: contextvars.ContextVar[Process | None] = contextvars.ContextVar("owner", default=None)
+LIVELOCK = 300_000
+"""Steps at one moment of virtual time after which something runs in circles."""
+
+
+class ProcessDied(BaseException):
+    """Ends a synchronous stretch of a process that was killed in its midst."""
+
+
+class Livelock(Exception):
+    """Something runs in circles without time passing."""
+
+
+class Process:
+    """A process: its tasks run while it is ``alive`` and not ``stopped``. ``fuse``: steps until it is killed."""
+
+    def __init__(self, loop: SimLoop, name: str) -> None:
+        self.loop = loop
+        self.name = name
+        self.alive = True
+        self.stopped = False
+        self.fuse = -1
+        self.backlog: list[Handle] = []
+        self.on_death: Callable[[], None] | None = None
+        self._context = contextvars.copy_context()
+        self._context.run(OWNER.set, self)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> SimTask:
+        """A task of this process."""
+        return self.loop.create_task(work, context=self._context.copy())
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.alive:
+            self.alive = False
+            self.backlog.clear()
+            # Kept until the end: a coroutine that is collected would run its finally blocks.
+            self.loop.graveyard += [t for t in self.loop.tasks() if t.owner is self]
+            if self.on_death is not None:
+                self.on_death()
+
+    def stop(self) -> None:
+        """SIGSTOP."""
+        self.stopped = True
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        if self.stopped:
+            self.stopped = False
+            self.loop.ready.extend(self.backlog)
+            self.backlog.clear()
+
+    def here(self) -> None:
+        """Called by what a process does to the outside; a dead one does nothing any more."""
+        if not self.alive:
+            raise ProcessDied(self.name)
+
+
+class Handle:
+    """What asyncio gets back from ``call_soon`` and ``call_at``."""
+
+    __slots__ = ("args", "callback", "context", "done", "owner", "when_")
+
+    def __init__(self, callback: Any, args: Any, context: contextvars.Context | None, when: float) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context if context is not None else contextvars.copy_context()
+        self.owner = self.context.get(OWNER)
+        self.done = False
+        self.when_ = when
+
+    def cancel(self) -> None:
+        """As asyncio's."""
+        self.done = True
+
+    def cancelled(self) -> bool:
+        """As asyncio's."""
+        return self.done
+
+    def when(self) -> float:
+        """As asyncio's."""
+        return self.when_
+
+
+class SimTask(asyncio.Task[Any]):
+    """A task whose place in a set does not depend on its address."""
+
+    def __init__(self, work: Any, *, loop: SimLoop, name: str | None, context: Any) -> None:
+        self.number = next(loop.numbers)
+        self.owner: Process | None = (context or contextvars.copy_context()).get(OWNER)
+        super().__init__(work, loop=loop, name=name or "t", context=context)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class SimFuture(asyncio.Future[Any]):
+    """A future whose place in a set does not depend on its address."""
+
+    def __init__(self, *, loop: SimLoop) -> None:
+        self.number = next(loop.numbers)
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class SimLoop(asyncio.AbstractEventLoop):
+    """Virtual time, seconds from 0. :meth:`run` runs until a moment; nothing here waits for the real clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.ready: deque[Handle] = deque()
+        self.numbers = itertools.count(1)
+        self.graveyard: list[SimTask] = []
+        self.steps = 0
+        self.failure: BaseException | None = None
+        self._timers: list[tuple[float, int, Handle]] = []
+        self._closed = False
+
+    # --- what asyncio asks for -----------------------------------------------------------------
+
+    def time(self) -> float:
+        """The virtual time."""
+        return self.now
+
+    def get_debug(self) -> bool:
+        """Never."""
+        return False
+
+    def is_running(self) -> bool:
+        """While it is not closed."""
+        return not self._closed
+
+    def is_closed(self) -> bool:
+        """After :meth:`close`."""
+        return self._closed
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+        """As asyncio's."""
+        handle = Handle(callback, args, context, self.now)
+        self.ready.append(handle)
+        return handle
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        """As asyncio's."""
+        handle = Handle(callback, args, context, when)
+        heapq.heappush(self._timers, (when, next(self.numbers), handle))
+        return handle
+
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        """As asyncio's."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def create_future(self) -> Any:
+        """As asyncio's."""
+        return SimFuture(loop=self)
+
+    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
+        """As asyncio's."""
+        return SimTask(coro, loop=self, name=name, context=context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """An exception that nobody fetched is a mistake somewhere, unless the run is over."""
+        error = context.get("exception")
+        if not self._closed and isinstance(error, BaseException) and self.failure is None:
+            self.failure = error
+
+    # --- what the simulation asks for ----------------------------------------------------------
+
+    def tasks(self) -> list[SimTask]:
+        """Every task that is not done, in the order of their making."""
+        return sorted((t for t in asyncio.all_tasks(self) if isinstance(t, SimTask)), key=lambda t: t.number)
+
+    def at(self, when: float, action: Callable[..., None], *args: Any) -> Handle:
+        """The world does something at ``when``, whoever asks for it."""
+        handle = Handle(action, args, _WORLD.copy(), when)
+        heapq.heappush(self._timers, (max(when, self.now), next(self.numbers), handle))
+        return handle
+
+    def after(self, delay: float, action: Callable[..., None], *args: Any) -> Handle:
+        """The world does something ``delay`` seconds from now."""
+        return self.at(self.now + delay, action, *args)
+
+    def world_task(self, work: Coroutine[Any, Any, Any]) -> SimTask:
+        """A task that belongs to no process."""
+        return SimTask(work, loop=self, name=None, context=_WORLD.copy())
+
+    def run(self, until: float) -> None:
+        """Runs until the virtual time ``until``. Raises what went wrong."""
+        ready, timers = self.ready, self._timers
+        asyncio._set_running_loop(self)
+        try:
+            still = 0
+            while self.failure is None:
+                while ready:
+                    handle = ready.popleft()
+                    if handle.done:
+                        continue
+                    owner = handle.owner
+                    if owner is not None and not self._may_run(owner, handle):
+                        continue
+                    still += 1
+                    handle.context.run(handle.callback, *handle.args)
+                    if self.failure is not None:
+                        break
+                    if still > LIVELOCK:
+                        raise Livelock(f"{LIVELOCK} steps at {self.now}: {handle.callback}")
+                self.steps += still
+                still = 0
+                while timers and timers[0][2].done:
+                    heapq.heappop(timers)
+                if not timers or timers[0][0] > until:
+                    self.now = max(self.now, until)
+                    break
+                self.now = max(self.now, timers[0][0])
+                while timers and timers[0][0] <= self.now:
+                    ready.append(heapq.heappop(timers)[2])
+            if self.failure is not None:
+                raise self.failure
+        finally:
+            asyncio._set_running_loop(None)
+
+    def _may_run(self, owner: Process, handle: Handle) -> bool:
+        if not owner.alive:
+            return False
+        if owner.stopped:
+            owner.backlog.append(handle)
+            return False
+        if owner.fuse >= 0:
+            owner.fuse -= 1
+            if owner.fuse < 0:
+                owner.kill()
+                return False
+        return True
+
+    def close(self) -> None:
+        """Ends everything that is left, without letting it do anything."""
+        self._closed = True
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        asyncio._set_running_loop(self)
+        try:
+            for _ in range(5):  # what is closed may start tasks in its last moments
+                for task in self.tasks():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    with contextlib.suppress(BaseException):
+                        task.get_coro().close()  # type: ignore[union-attr]
+            self.graveyard.clear()
+            self.ready.clear()
+            self._timers.clear()
+        finally:
+            asyncio._set_running_loop(None)
+            sys.unraisablehook = hook
+
+
+_WORLD = contextvars.Context()

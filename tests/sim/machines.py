@@ -1,0 +1,363 @@
+"""Simulated machines: a host that boots and fails, its disk, its local Consul agent, and the real agent on it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rebootd.agent.app import Agent
+from rebootd.agent.client import Coordinators
+from rebootd.agent.detect import Finding
+from rebootd.agent.hooks import HookOutcome
+from rebootd.agent.host import Host
+from rebootd.agent.journal import Journal, decode, encode
+from rebootd.agent.notify import Notifier
+from rebootd.agent.outmark import AgentMark
+from rebootd.agent.runner import BootChanged
+from rebootd.agent.settings import AgentSettings
+from rebootd.consul.transport import Response
+from rebootd.core.errors import Unreachable
+from rebootd.core.wire import Tri
+from tests.sim.loop import Process, ProcessDied
+from tests.sim.net import Box, SimLine
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from rebootd.agent.outmark import Mark
+    from rebootd.agent.statefile import AgentState
+    from tests.sim.world import World
+
+DAYS = 7 * 86400.0
+
+
+class SimDisk:
+    """Implements :class:`rebootd.agent.journal_file.Disk`; survives whatever happens to processes."""
+
+    path = Path("/var/lib/rebootd/journal.json")
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.data: bytes | None = None
+        self.full = 0
+        self.writes = 0
+        self.cut = ""
+        """``before`` or ``after``: the next write is where the agent is killed."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process writes at a time anyway."""
+        yield
+
+    def read(self) -> bytes:
+        """What is on disk."""
+        if self.data is None:
+            raise FileNotFoundError
+        return self.data
+
+    def replace(self, data: bytes) -> None:
+        """All or nothing, as rename is."""
+        process = self._machine.process
+        if process is not None:
+            process.here()
+        if self.full:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        cut, self.cut = self.cut, ""
+        if cut == "before" and process is not None:
+            process.kill()
+            raise ProcessDied
+        self.data = data
+        self.writes += 1
+        self._machine.journaled()
+        if cut and process is not None:
+            process.kill()
+            raise ProcessDied
+
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Counts writes."""
+        return (1, self.writes, 1) if self.data is not None else None
+
+    def set_aside(self) -> Path:
+        """The damaged file is gone."""
+        self.data = None
+        return Path("/var/lib/rebootd/journal.json.corrupt")
+
+
+class _Command:
+    """The reboot command's process."""
+
+    def __init__(self, code: int | None) -> None:
+        self.returncode = code
+
+
+class SimHost(Host):
+    """The host as its agent sees it."""
+
+    def __init__(self, settings: AgentSettings, machine: Machine) -> None:
+        super().__init__(settings)
+        self._machine = machine
+
+    def boot_id(self) -> str:
+        """Of the present boot."""
+        return self._machine.boot_id
+
+    def machine_id(self) -> str:
+        """Of this installation."""
+        return self._machine.machine_id
+
+    def kernel(self) -> str:
+        """The running one."""
+        return self._machine.kernel
+
+    def boottime(self) -> float:  # type: ignore[override]
+        """CLOCK_BOOTTIME."""
+        return self._machine.world.loop.now - self._machine.booted_at
+
+    def now(self) -> float:  # type: ignore[override]
+        """The host's idea of the time."""
+        return self._machine.world.wall(self._machine.box)
+
+    def reboot_started(self, boot_id: str) -> bool:
+        """Whether the marker is there."""
+        return boot_id in self._machine.markers
+
+    def forget_markers(self, boot_id: str) -> None:
+        """Removes those of earlier boots."""
+        self._machine.markers &= {boot_id}
+
+    async def reboot(self, boot_id: str, environ: Mapping[str, str]) -> Any:
+        """Executes the reboot command, once per boot_id."""
+        machine = self._machine
+        await asyncio.sleep(0.001)
+        process = machine.process
+        if process is not None:
+            process.here()
+        if boot_id in machine.markers:
+            return _Command(113)
+        machine.markers.add(boot_id)
+        machine.world.checks.rebooting(machine)
+        machine.go_down()
+        return _Command(None)
+
+    def reboot_output(self) -> str:
+        """Nothing."""
+        return ""
+
+
+class LocalConsul:
+    """The checks of the node's own Consul agent, and the few of its routes that the out mark uses."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.checks: dict[str, dict[str, Any]] = {}
+        self.away = 0
+
+    @property
+    def http(self) -> LocalConsul:
+        """What AgentMark calls."""
+        return self
+
+    async def request(self, method: str, path: str, params: Any = None, body: bytes | None = None) -> Response:
+        """One request to the local agent."""
+        await asyncio.sleep(0.001)
+        if self.away:
+            await asyncio.sleep(2.0)
+            raise Unreachable("the local Consul agent does not answer")
+        process = self._machine.process
+        if process is not None:
+            process.here()
+        if path == "/v1/agent/checks":
+            return Response(200, {}, msgspec.json.encode(self.checks))
+        self._machine.world.checks.mark_changes(self._machine, method, path, body)
+        if path == "/v1/agent/check/register" and body is not None:
+            check = msgspec.json.decode(body)
+            self.checks[check["ID"]] = check
+        elif path.startswith("/v1/agent/check/deregister/"):
+            self.checks.pop(path.rpartition("/")[2], None)
+        return Response(200, {}, b"")
+
+
+class SimOutside:
+    """Implements :class:`rebootd.agent.outside.Outside`."""
+
+    def __init__(self, machine: Machine, settings: AgentSettings) -> None:
+        world = machine.world
+        self._machine = machine
+        self.rng: random.Random = machine.rng
+        self.host: Host = SimHost(settings, machine)
+        self.journal = Journal(machine.disk)
+        self.coordinators = Coordinators(settings, self._find, SimLine(world.net, machine.box))
+
+    async def _find(self) -> AsyncIterator[list[str]]:
+        world = self._machine.world
+        if not world.dns_away:
+            urls = list(world.net.stations)
+            self.rng.shuffle(urls)
+            yield urls
+
+    async def name(self) -> str:
+        """As configured."""
+        return self._machine.name
+
+    def mark(self, name: str) -> Mark:
+        """The real mark on the simulated local agent."""
+        return AgentMark(self._machine.consul)  # type: ignore[arg-type]
+
+    async def hooks(self, folder: Path, timeout: float, environ: Mapping[str, str]) -> HookOutcome:
+        """Takes a moment, and fails when a fault says so."""
+        machine = self._machine
+        machine.world.checks.obeying(machine, environ.get("REBOOTD_DIRECTIVE", ""))
+        await asyncio.sleep(machine.rng.uniform(0.1, 1.0) * machine.world.plan.hook_seconds)
+        failing = folder.name in machine.failing
+        return HookOutcome(ok=not failing, detail="a hook failed" if failing else "")
+
+    async def detect(self, environ: Mapping[str, str]) -> Finding:
+        """What the scenario says of this machine."""
+        return self._machine.finding
+
+    def nonce(self) -> str:
+        """Never the same twice."""
+        return f"nonce-{self._machine.name}-{self._machine.world.number()}"
+
+    def show(self, state: AgentState) -> None:
+        """Nobody looks."""
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
+class SimAgent(Agent):
+    """The agent without its state file, which costs more than everything else together."""
+
+    async def _write_state(self) -> None:
+        return
+
+
+class Machine:
+    """One machine: host and agent."""
+
+    def __init__(self, world: World, name: str, rack: str, labels: dict[str, str]) -> None:
+        self.world = world
+        self.name = name
+        self.box = Box(name, rack)
+        self.rng = world.rng(f"machine {name}")
+        self.labels = labels
+        self.kernel = "6.12.8"
+        self.machine_id = f"id-{name}"
+        self.boots = 0
+        self.boot_id = f"{name}-b0"
+        self.booted_at = -self.rng.uniform(1e4, 1e6)
+        self.disk = SimDisk(self)
+        self.consul = LocalConsul(self)
+        self.finding = Finding(Tri.NO)
+        self.markers: set[str] = set()
+        self.failing: set[str] = set()
+        self.process: Process | None = None
+        self.agent: SimAgent | None = None
+        self.next_boot = ""
+        """What is special about the next boot: ``hang``, ``never``, ``same-id``, ``rack`` or ``""``."""
+        self.gone = False
+        self.going_down = False
+
+    # --- the agent --------------------------------------------------------------------------------
+
+    def start_agent(self) -> None:
+        """As systemd does after a boot or a crash."""
+        if not self.box.up or self.gone or (self.process is not None and self.process.alive):
+            return
+        process = Process(self.world.loop, self.name)
+        process.on_death = self._agent_died
+        self.process = process
+        process.spawn(self._run())
+
+    def _agent_died(self) -> None:
+        if self.box.up and not self.going_down:
+            self.world.loop.after(self.rng.uniform(0.2, 5.0), self.start_agent)
+
+    async def _run(self) -> None:
+        settings = AgentSettings(
+            name=self.name,
+            rack=self.box.rack,
+            labels=self.labels,
+            detect_every=DAYS,
+            recheck=20.0,
+            reboot_timeout=self.world.plan.reboot_timeout,
+            hook_timeout=60.0,
+            mark_timeout=60.0,
+        )
+        while True:
+            self.agent = SimAgent(settings, {}, Notifier({}), SimOutside(self, settings))
+            try:
+                await self.agent.run()
+            except BootChanged:
+                continue
+
+    def journaled(self) -> None:
+        """The journal was written."""
+        self.world.checks.journaled(self)
+
+    def break_glass(self) -> None:
+        """``rebootd agent enable --local``: the journal says that a person put it into service, the mark is gone."""
+        if self.disk.data is None or not self.box.up or self.disk.full:
+            return
+        record = decode(self.disk.data)
+        if record.in_service or record.boot_id != self.boot_id:
+            return
+        self.disk.data = encode(msgspec.structs.replace(record, in_service=True, by_hand="the simulation"))
+        self.disk.writes += 1
+        self.consul.checks.pop("rebootd", None)
+        self.journaled()
+
+    # --- the host ---------------------------------------------------------------------------------
+
+    def go_down(self) -> None:
+        """The reboot command was executed."""
+        self.going_down = True
+        self.world.loop.after(self.rng.uniform(0.2, 3.0), self.down, self.next_boot)
+
+    def down(self, how: str = "") -> None:
+        """Power off, kernel gone; ``how`` is what is special about it."""
+        self.next_boot = ""
+        if not self.box.up:
+            return
+        if how == "hang":
+            # Shutdown hangs: the agent is gone, the network is up, nothing happens for long.
+            self.kill_agent()
+            self.world.loop.after(self.world.plan.hang_seconds, self.down)
+            return
+        self.kill_agent()
+        self.box.up = False
+        self.world.host_down(self)
+        if how == "never":
+            self.gone = True
+            return
+        low, high = self.world.plan.boot_seconds
+        self.world.loop.after(self.rng.uniform(low, high), self.boot, how)
+
+    def kill_agent(self) -> None:
+        """The agent's process ends with its host."""
+        self.going_down = True
+        if self.process is not None:
+            self.process.kill()
+
+    def boot(self, how: str = "") -> None:
+        """Up again."""
+        if self.box.up or self.gone:
+            return
+        self.box.up = True
+        self.going_down = False
+        self.booted_at = self.world.loop.now
+        if how != "same-id":
+            self.boots += 1
+            self.boot_id = f"{self.name}-b{self.boots}"
+            self.kernel = self.world.plan.new_kernel
+        if how == "rack":
+            self.world.move_rack(self)
+        self.world.host_up(self)
+        self.world.loop.after(self.rng.uniform(0.2, 3.0), self.start_agent)

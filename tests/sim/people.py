@@ -1,0 +1,193 @@
+"""People: operators at the leader's desk, engineers with a shell on Consul, and whoever cleans up afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rebootd.core import operations
+from rebootd.core.errors import RebootdError
+from rebootd.core.model import CycleState
+from rebootd.core.operations_cycles import move_cycle, start_cycle
+from rebootd.core.operations_inputs import Because
+from rebootd.core.operations_policy import apply_policy
+from rebootd.store.port import Delete, Lock, Session, Set, Unlock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rebootd.core.decision import Change
+    from rebootd.core.model import Snapshot
+    from tests.sim.world import World
+
+BECAUSE = Because(by="sim", reason="the simulation")
+ENGINEER = "engineers"
+
+
+class People:
+    """Everybody who does something to the fleet. Requests that fail are not asked again, except when cleaning up."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.locks: dict[str, str] = {}
+
+    def ask(self, plan: Callable[[Snapshot], Change]) -> None:
+        """One request at the leader's desk; a daemon that dies meanwhile answers nobody."""
+        desk = self.world.desk()
+        daemon = self.world.leader()
+        if desk is None or daemon is None or daemon.process is None:
+            return
+        daemon.process.spawn(self._asked(desk, plan))
+
+    async def _asked(self, desk: Any, plan: Callable[[Snapshot], Change]) -> None:
+        try:
+            await desk.apply(plan)
+        except RebootdError as error:
+            self.world.say(f"operator is refused: {error}")
+
+    # --- operators --------------------------------------------------------------------------------
+
+    def start(self, selector: str = "*", cycle: str = "") -> None:
+        """A new cycle."""
+        self.world.people += 1
+        plan = self.world.plan
+        name = cycle or f"c{self.world.people}"
+        self.ask(
+            lambda s: start_cycle(
+                s,
+                cycle_id=name,
+                selector=selector,
+                target=plan.target,
+                failure_budget=plan.failure_budget,
+                because=BECAUSE,
+                allow_empty=True,
+            )
+        )
+
+    def move(self, verb: str) -> None:
+        """Pauses, resumes or cancels whatever cycle there is."""
+        legal = {"pause": {"running"}, "resume": {"paused", "halted"}, "cancel": {"running", "paused", "halted"}}[verb]
+        for cycle in sorted(self.world.checks.cycles.values(), key=lambda c: c.id):
+            if cycle.state.value in legal:
+                name = cycle.id
+                self.ask(lambda s, name=name: move_cycle(s, verb, name, BECAUSE))  # type: ignore[misc]
+                return
+
+    def halt(self) -> None:
+        """Everything stops."""
+        self.ask(lambda s: operations.halt(s, BECAUSE))
+
+    def unhalt(self) -> None:
+        """Everything goes on."""
+        self.ask(lambda s: operations.unhalt(s, BECAUSE))
+
+    def hold(self, kind: str, name: str) -> None:
+        """A machine or a rack stays out."""
+        self.ask(lambda s: operations.hold(s, kind, name, BECAUSE))
+
+    def release(self, kind: str, name: str) -> None:
+        """It may come back."""
+        self.ask(lambda s: operations.release(s, kind, name, BECAUSE))
+
+    def clear(self, name: str) -> None:
+        """A quarantined machine may prove itself again."""
+        self.ask(lambda s: operations.clear_quarantine(s, name, BECAUSE))
+
+    def policy(self, text: str) -> None:
+        """Another policy."""
+        self.ask(lambda s: apply_policy(s, text, BECAUSE))
+
+    def open_window(self, seconds: float) -> None:
+        """A one-shot window."""
+        self.ask(lambda s: operations.open_window(s, window_id="", start=None, length=seconds, because=BECAUSE))
+
+    # --- engineers with a shell -------------------------------------------------------------------
+
+    def raw(self, *ops: Any) -> None:
+        """A write past rebootd; nothing happens if Consul refuses it."""
+        try:
+            self.world.servers.by(ENGINEER, ops)
+        except RebootdError as error:
+            self.world.say(f"engineer is refused: {error}")
+
+    def take_rack(self, rack: str) -> None:
+        """``consul lock rebootd/racks/<rack>``."""
+        if rack in self.locks:
+            return
+        key = f"rebootd/racks/{rack}/.lock"
+        entry = self.world.consul.entries.get(key)
+        if entry is not None and entry.session:
+            return
+        session = self.world.consul.create_session(Session(id="", name="consul lock", node="consul"))
+        try:
+            self.world.servers.by(ENGINEER, [Lock(key, b"", session)])
+        except RebootdError:
+            self.world.consul.destroy_session(session)
+            return
+        self.locks[rack] = session
+        self.world.say(f"an engineer locks {rack}")
+
+    def give_rack(self, rack: str) -> None:
+        """The command ends."""
+        session = self.locks.pop(rack, "")
+        if session:
+            self.world.say(f"the engineer gives {rack} back")
+            self.raw(Unlock(f"rebootd/racks/{rack}/.lock", b"", session))
+            self.world.consul.destroy_session(session)
+
+    def end_lock_session(self, rack: str) -> None:
+        """``consul session destroy`` of our own lock."""
+        entry = self.world.consul.entries.get(f"rebootd/racks/{rack}/.lock")
+        if entry is not None and entry.session and entry.session not in self.locks.values():
+            self.world.say(f"an engineer destroys the session that holds {rack}")
+            self.world.consul.destroy_session(entry.session)
+
+    def edit_record(self, name: str, how: float) -> None:
+        """A record is changed by hand: made unreadable, or given another label."""
+        key = f"rebootd/machines/{name}"
+        entry = self.world.consul.entries.get(key)
+        if entry is None:
+            return
+        if how < 0.3:
+            self.world.say(f"somebody spoils the record of {name}")
+            self.raw(Set(key, b"{"))
+            self.world.loop.after(120.0, self.repair, name, entry.value)
+        else:
+            self.world.say(f"somebody edits the record of {name}")
+            record = msgspec.json.decode(entry.value)
+            record["labels"] = {**record.get("labels", {}), "edited": "yes"}
+            self.raw(Set(key, msgspec.json.encode(record)))
+
+    def repair(self, name: str, value: bytes) -> None:
+        """The record is deleted, so that the machine reports anew."""
+        entry = self.world.consul.entries.get(f"rebootd/machines/{name}")
+        if entry is not None and entry.value == b"{":
+            self.raw(Delete(f"rebootd/machines/{name}"))
+
+    # --- cleaning up -------------------------------------------------------------------------------
+
+    def clean_up(self) -> bool:
+        """One round of putting things right after the faults; whether nothing was left to do."""
+        entries = self.world.consul.entries
+        for rack in list(self.locks):
+            self.give_rack(rack)
+        done = True
+        for name, entry in list(entries.items()):
+            if name.startswith("rebootd/machines/") and entry.value == b"{":
+                self.raw(Delete(name))
+        if "rebootd/control/halt" in entries:
+            self.raw(Delete("rebootd/control/halt"))
+            done = False
+        for key in list(entries):
+            if key.startswith("rebootd/holds/"):
+                kind, name = key.removeprefix("rebootd/holds/").split("/")
+                self.release(kind, name)
+                done = False
+        for cycle in self.world.checks.cycles.values():
+            if cycle.state in {CycleState.PAUSED, CycleState.HALTED}:
+                name = cycle.id
+                verb = "resume" if cycle.state is CycleState.PAUSED else "cancel"
+                self.ask(lambda s, name=name, verb=verb: move_cycle(s, verb, name, BECAUSE))  # type: ignore[misc]
+                done = False
+        return done

@@ -1,0 +1,249 @@
+"""What a seed stands for: the fleet, its policy, the times of everything, and an explicit list of faults.
+
+All of it is drawn up front, so that a run can be replayed with some of its faults left out.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from rebootd.consul.leadership import Tuning
+
+START = 1_800_000_000.0
+"""The true time, seconds since the Unix epoch, at which every run begins (a Friday morning, UTC)."""
+PROFILES = ("quiet", "operators", "network", "store", "processes", "hosts", "everything")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong, or that a person does, at ``at`` seconds, on ``target``, for ``seconds``."""
+
+    at: float
+    kind: str
+    target: str = ""
+    seconds: float = 0.0
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.at:8.1f} s  {self.kind}"]
+        parts += [self.target] if self.target else []
+        parts += [f"for {self.seconds:.1f} s"] if self.seconds else []
+        parts += [f"({self.value:.3g})"] if self.value else []
+        return " ".join(parts)
+
+
+@dataclass
+class Plan:
+    """The whole seed. Times are seconds."""
+
+    seed: int
+    profile: str
+    racks: dict[str, list[str]]
+    labels: dict[str, dict[str, str]]
+    daemons: list[str]
+    """The box that each daemon runs on: a machine's name, or a name that is no machine."""
+    policy: str
+    faults_for: float
+    faults: list[Fault] = field(default_factory=list)
+    cycle_at: float = 20.0
+    target: str = ""
+    new_kernel: str = "6.12.9"
+    failure_budget: int = 100
+    boot_seconds: tuple[float, float] = (5.0, 40.0)
+    hook_seconds: float = 2.0
+    hang_seconds: float = 400.0
+    reboot_timeout: float = 120.0
+    latency: float = 0.002
+    store_latency: float = 0.002
+    tick: float = 2.0
+    tuning: Tuning = Tuning()
+    settle_for: float = 4 * 3600.0
+    """How long the liveness phase may last."""
+
+
+def make_plan(seed: int, *, profile: str = "") -> Plan:
+    """The plan of a seed; the same at every call."""
+    rng = random.Random(f"plan {seed}")
+    profile = profile or rng.choice(PROFILES)
+    racks: dict[str, list[str]] = {}
+    labels: dict[str, dict[str, str]] = {}
+    for r in range(rng.randint(2, 4)):
+        rack = f"r{r + 1}"
+        racks[rack] = [f"m{r + 1}{chr(97 + i)}" for i in range(rng.randint(2, 5))]
+        for name in racks[rack]:
+            labels[name] = {"role": rng.choice(["web", "web", "web", "db"])}
+    if rng.random() < 0.5:
+        for rack in list(racks)[:3]:
+            labels[racks[rack][0]]["role"] = "consul"
+    names = [n for members in racks.values() for n in members]
+    count = rng.choice([2, 3, 3])
+    on_machines = rng.random() < 0.6
+    daemons = rng.sample(names, count) if on_machines else [f"ctl{i + 1}" for i in range(count)]
+    coarse = rng.choice([1.0, 2.0, 5.0])
+    plan = Plan(
+        seed=seed,
+        profile=profile,
+        racks=racks,
+        labels=labels,
+        daemons=daemons,
+        policy=_policy(rng),
+        faults_for=rng.choice([900.0, 1800.0, 3600.0]),
+        target=rng.choice(["", "kernel=6.12.9"]),
+        boot_seconds=rng.choice([(2.0, 10.0), (10.0, 60.0), (60.0, 240.0)]),
+        hook_seconds=rng.choice([0.1, 2.0, 10.0]),
+        latency=rng.choice([0.0005, 0.005, 0.05]),
+        store_latency=rng.choice([0.001, 0.005, 0.03]),
+        tick=rng.choice([1.0, 2.0, 5.0]),
+        tuning=Tuning(
+            lock_delay=rng.choice([0.0, 1.0]),
+            proof_every=1.0 * coarse,
+            proof_timeout=0.7 * coarse,
+            deadline=4.0 * coarse,
+            renew_every=rng.choice([3.0, 5.0]),
+            abstain=rng.choice([2.0, 5.0]),
+        ),
+    )
+    plan.faults = draw_faults(plan)
+    return plan
+
+
+def _policy(rng: random.Random) -> str:
+    lines = [
+        "racks:",
+        f"  open: {rng.choice([1, 1, 1, 2])}",
+        f"  unavailable: {rng.choice(['1', '1', '2', '50%', '100%'])}",
+        "deadlines:",
+        *(f"  {state}: {rng.choice(['5m', '10m', '15m'])}" for state in ("draining", "rebooting", "verifying", "enabling")),
+        f"  drained: {rng.choice(['2m', '5m'])}",
+        f"soak: {rng.choice(['0s', '0s', '5s', '60s'])}",
+        "permit:",
+        f"  valid: {rng.choice(['10s', '30s', '60s'])}",
+        f"settle: {rng.choice(['0s', '20s', '60s'])}",
+        "failure_budget: 100",
+    ]
+    limits = []
+    if rng.random() < 0.5:
+        limits += ["  - {name: quorum, selector: role=consul, max: 1}"]
+    if rng.random() < 0.4:
+        limits += [f"  - {{name: web, selector: role=web, max: {rng.choice(['1', '2', '25%'])}}}"]
+    if limits:
+        lines += ["limits:", *limits]
+    if rng.random() < 0.4:
+        # From START on: open for most of each hour.
+        minutes = rng.choice([20, 40, 50])
+        lines += [
+            "windows:",
+            "  required: true",
+            "  calendar:",
+            f"    - {{name: hourly, start: '0 * * * *', duration: {minutes}m, timezone: UTC}}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+NETWORK = ("lossy", "slow", "repeats", "cut-agents", "cut-machine", "dns-away")
+STORE = ("store-away", "store-cut", "store-late", "store-loses", "store-twice", "session-ended", "check-flaps")
+PROCESSES = (
+    "kill-daemon",
+    "kill-daemon",
+    "kill-leader",
+    "kill-leader",
+    "fuse-leader",
+    "fuse-leader",
+    "stop-leader",
+    "stop-daemon",
+    "kill-agent",
+    "fuse-agent",
+    "stop-agent",
+    "cut-write",
+    "hand-over",
+)
+HOSTS = (
+    "power-cut",
+    "flap",
+    "hang",
+    "never",
+    "same-id",
+    "other-rack",
+    "disk-full",
+    "bad-journal",
+    "clock-jump",
+    "hook-fails",
+    "post-boot-fails",
+    "local-consul-away",
+    "rack-power",
+)
+PEOPLE = (
+    "halt",
+    "halt",
+    "raw-halt",
+    "hold",
+    "hold",
+    "hold-rack",
+    "pause",
+    "cancel",
+    "start",
+    "start",
+    "policy",
+    "window-close",
+    "clear",
+    "rack-lock",
+    "rack-lock",
+    "unlock",
+    "end-lock-session",
+    "edit-record",
+    "maintenance",
+    "by-hand",
+)
+RARE = ("index-reset",)
+KINDS = {
+    "quiet": (),
+    "operators": PEOPLE,
+    "network": NETWORK + PEOPLE,
+    "store": STORE + ("kill-leader", "halt", "rack-lock", "hold"),
+    "processes": PROCESSES + ("halt", "rack-lock"),
+    "hosts": HOSTS + ("kill-leader", "halt"),
+    "everything": NETWORK + STORE + PROCESSES + HOSTS + PEOPLE + RARE,
+}
+LONG = ("halt", "raw-halt", "hold", "hold-rack", "pause", "rack-lock", "policy", "window-close")
+
+
+def draw_faults(plan: Plan) -> list[Fault]:
+    """The seed's faults, in the order of their times."""
+    rng = random.Random(f"faults {plan.seed}")
+    kinds = KINDS[plan.profile]
+    if not kinds:
+        return []
+    names = [n for members in plan.racks.values() for n in members]
+    daemons = [f"d{i + 1}" for i in range(len(plan.daemons))]
+    count = rng.randint(3, 30)
+    out = []
+    for _ in range(count):
+        kind = rng.choice(kinds)
+        at = round(rng.uniform(15.0, plan.faults_for), 3)
+        seconds = round(rng.choice([rng.uniform(0.5, 8.0), rng.uniform(5.0, 60.0), rng.uniform(60.0, 300.0)]), 2)
+        if kind in LONG:
+            seconds = round(rng.uniform(5.0, 600.0), 2)
+        target, value = "", 0.0
+        if kind in {"kill-daemon", "stop-daemon", "store-cut", "cut-agents", "check-flaps"}:
+            target = rng.choice(daemons)
+        elif kind in HOSTS or kind in {
+            "cut-machine", "kill-agent", "fuse-agent", "stop-agent", "cut-write", "hold", "clear", "edit-record",
+            "maintenance", "by-hand",
+        }:  # fmt: skip
+            target = rng.choice(names)
+            if rng.random() < 0.5 and kind not in {"clear", "hold"}:
+                target = "out"  # whoever is out of service then: faults there hurt most
+        elif kind in {"hold-rack", "rack-lock", "unlock", "end-lock-session"}:
+            target = rng.choice(list(plan.racks))
+        if kind in {"rack-power"}:
+            target = rng.choice(list(plan.racks))
+        if kind in {"lossy", "repeats", "slow", "store-late", "store-loses", "store-twice"}:
+            value = round(rng.choice([0.05, 0.3, 0.8]), 2)
+        elif kind in {"fuse-leader", "fuse-agent"}:
+            value = float(rng.randint(1, 60))
+        elif kind == "clock-jump":
+            value = round(rng.choice([-1, 1]) * rng.choice([5.0, 25.0, 120.0, 3700.0]), 1)
+            target = rng.choice([target, "leader"])
+        out.append(Fault(at, kind, target, seconds, value))
+    return sorted(out, key=lambda f: (f.at, f.kind, f.target))

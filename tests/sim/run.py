@@ -1,0 +1,139 @@
+"""One seed from beginning to end: a phase with faults, then one without, in which everything must come right."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from rebootd.coordinator import leader as leader_module
+from rebootd.core.decide import decide as real_decide
+from tests.sim.checks import Violation
+from tests.sim.faults import Faults
+from tests.sim.loop import Livelock
+from tests.sim.people import People
+from tests.sim.plan import make_plan
+from tests.sim.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from rebootd.core.decision import Decision
+    from rebootd.core.model import Snapshot
+    from tests.sim.plan import Plan
+
+LOOK_EVERY = 10.0
+SETTLE_EVERY = 20.0
+
+
+@dataclass
+class Outcome:
+    """What became of one seed. ``violation`` "" means that everything held."""
+
+    seed: int
+    violation: str = ""
+    name: str = ""
+    at: float = 0.0
+    hours: float = 0.0
+    steps: int = 0
+    messages: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every invariant held."""
+        return not self.violation
+
+
+def quiet_logs() -> None:
+    """Product logs are dropped where they are made."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=True
+    )
+
+
+def run_seed(
+    seed: int, *, profile: str = "", only: Collection[int] | None = None, verbose: bool = False, plan: Plan | None = None
+) -> Outcome:
+    """Runs one seed, or the given plan, with all of its faults or ``only`` those with the given indexes."""
+    plan = plan or make_plan(seed, profile=profile)
+    random.seed(f"global {seed}")
+    world = World(plan, verbose=verbose)
+    people = People(world)
+    faults = [(i, f) for i, f in enumerate(plan.faults) if only is None or i in only]
+
+    def checked(snapshot: Snapshot) -> Decision:
+        decision = leader_decide(snapshot)
+        world.checks.decided(snapshot, decision)
+        return decision
+
+    leader_decide = leader_module.decide
+    leader_module.decide = checked
+    outcome = Outcome(seed)
+    try:
+        _play(world, people, faults)
+    except Violation as violation:
+        outcome.violation, outcome.name, outcome.at = str(violation), violation.name, violation.at
+    except (Livelock, Exception) as bug:  # noqa: BLE001  a mistake in the product is what this looks for
+        outcome.violation = f"{type(bug).__name__}: {bug}"
+        outcome.name, outcome.at = type(bug).__name__, world.loop.now
+        if verbose:
+            raise
+    finally:
+        leader_module.decide = leader_decide
+        outcome.hours = world.loop.now / 3600
+        outcome.steps = world.loop.steps
+        outcome.messages = world.net.messages
+        outcome.counts = dict(world.checks.counts)
+        outcome.log = world.log
+        world.loop.close()
+    return outcome
+
+
+def _play(world: World, people: People, faults: list[tuple[int, object]]) -> None:
+    plan, loop, checks = world.plan, world.loop, world.checks
+    world.begin()
+    loop.at(plan.cycle_at, _first_cycle, world, people)
+    Faults(world, people).schedule(faults)  # type: ignore[arg-type]
+    end = plan.faults_for if faults else plan.cycle_at + 1.0
+    while loop.now < end:
+        loop.run(min(end, loop.now + LOOK_EVERY))
+        checks.look()
+    world.say("HEALED")
+    world.heal()
+    checks.disturbed(loop.now + 600.0)
+    deadline = loop.now + plan.settle_for
+    people_done, unsettled = False, "nothing was looked at"
+    while loop.now < deadline:
+        if not people_done:
+            people_done = people.clean_up()
+        loop.run(loop.now + SETTLE_EVERY)
+        checks.look()
+        if loop.failure is not None:
+            raise loop.failure
+        unsettled = checks.unsettled()
+        if not unsettled:
+            if people.clean_up():
+                return
+            people_done = False
+    checks.fail("L1", f"after {plan.settle_for / 3600:.1f} h without faults: {unsettled}")
+    assert loop.failure is not None
+    raise loop.failure
+
+
+def _first_cycle(world: World, people: People) -> None:
+    """As soon as somebody leads and every machine has called."""
+    checks = world.checks
+    if "k1" in checks.cycles:
+        return
+    if world.desk() is not None and len(checks.records) == len(world.machines):
+        people.start("*", "k1")
+    if world.loop.now < world.plan.faults_for:
+        world.loop.after(3.0, _first_cycle, world, people)
+
+
+__all__ = ["Outcome", "quiet_logs", "real_decide", "run_seed"]

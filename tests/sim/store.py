@@ -1,0 +1,238 @@
+"""A daemon's client of the modelled Consul, across the simulated network.
+
+The rules of keys, sessions and transactions are those of :class:`rebootd.store.memory.MemoryConsul`, which the contract
+suite holds to the real thing; here are only the ways in which calls get lost, late, and done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+from typing import TYPE_CHECKING, Any
+
+from rebootd.core.errors import Conflict, Denied, OutcomeUnknown, RebootdError, Unreachable
+from rebootd.store.port import Entry, Node, Op, Session
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from rebootd.store.memory import MemoryConsul
+    from tests.sim.loop import Process, SimLoop
+    from tests.sim.net import Box
+
+
+class StoreTrouble:
+    """How calls of the store fare at present, for everybody. Shares are probabilities, times seconds."""
+
+    def __init__(self) -> None:
+        self.away = 0
+        """More than 0: no quorum."""
+        self.lose_request = 0.0
+        self.lose_reply = 0.0
+        self.late = 0.0
+        self.late_by = 0.0
+        self.twice = 0.0
+        self.stale = 0.0
+
+
+class Servers:
+    """Consul's servers and the way to them. ``actor`` names who the present transaction is from."""
+
+    def __init__(self, loop: SimLoop, consul: MemoryConsul, rng: random.Random, latency: float) -> None:
+        self.loop = loop
+        self.consul = consul
+        self.rng = rng
+        self.trouble = StoreTrouble()
+        self.actor = ""
+        self.commits = 0
+        self.before_commit: Callable[[str, Sequence[Op]], None] = lambda *_: None
+        self._latency = latency
+
+    def latency(self) -> float:
+        """Seconds that one message takes."""
+        return self._latency * (0.5 + self.rng.random())
+
+    def by(self, actor: str, ops: Sequence[Op]) -> dict[str, int]:
+        """Applies a transaction in the name of ``actor``."""
+        before, self.actor = self.actor, actor
+        self.commits += 1
+        try:
+            self.before_commit(actor, ops)
+            return self.consul.apply(ops)
+        finally:
+            self.actor = before
+
+
+class SimStore:
+    """Implements :class:`rebootd.store.port.Store` for the process ``owner`` on ``box``."""
+
+    def __init__(self, servers: Servers, box: Box, owner: Process, name: str) -> None:
+        self.servers = servers
+        self._box = box
+        self._owner = owner
+        self._name = name
+
+    async def get(self, key: str, *, consistent: bool = False, timeout: float = 5.0) -> Entry | None:
+        """One key, or None."""
+        entry: Entry | None = await self._ask(lambda: self.servers.consul.entries.get(key), timeout)
+        return entry
+
+    async def list(
+        self, prefix: str, *, consistent: bool = False, timeout: float = 30.0
+    ) -> tuple[builtins.list[Entry], int]:
+        """Every key under ``prefix``, and the index."""
+        found: tuple[builtins.list[Entry], int] = await self._ask(
+            lambda: self.servers.consul.listing(prefix), timeout
+        )
+        return found
+
+    async def watch(self, prefix: str, index: int, wait: float) -> tuple[builtins.list[Entry], int]:
+        """As ``list``, once something changed; a server that goes away meanwhile ends it."""
+        answer = self.servers.loop.create_future()
+        self._send(lambda: self.servers.loop.world_task(self._blocking(prefix, index, wait, answer)), answer)
+        return await self._within(answer, wait + 5.0)  # type: ignore[no-any-return]
+
+    async def _blocking(self, prefix: str, index: int, wait: float, answer: asyncio.Future[Any]) -> None:
+        consul, loop = self.servers.consul, self.servers.loop
+        until = loop.time() + wait
+        entries, now = consul.listing(prefix)
+        while index and now == index and (left := until - loop.time()) > 0:
+            await consul.changed(prefix, left)
+            entries, now = consul.listing(prefix)
+        self._reply(answer, (entries, 0 if now < index else now))
+
+    async def commit(self, ops: Sequence[Op], *, timeout: float = 5.0) -> dict[str, int]:
+        """All of ``ops`` or none."""
+        self._owner.here()
+        servers, trouble, rng = self.servers, self.servers.trouble, self.servers.rng
+        answer = servers.loop.create_future()
+        ops = tuple(ops)
+        lands = not (trouble.lose_request and rng.random() < trouble.lose_request)
+        delay = servers.latency()
+        if trouble.late and rng.random() < trouble.late:
+            delay += rng.random() * trouble.late_by
+        if lands and self._reaches():
+            servers.loop.after(delay, self._land, ops, answer)
+            if trouble.twice and rng.random() < trouble.twice:
+                servers.loop.after(delay + rng.random() * 10, self._land, ops, servers.loop.create_future())
+        timer = servers.loop.call_later(timeout, _unknown, answer)
+        try:
+            return await answer  # type: ignore[no-any-return]
+        finally:
+            timer.cancel()
+
+    def _land(self, ops: Sequence[Op], answer: asyncio.Future[Any]) -> None:
+        servers = self.servers
+        if servers.trouble.away:
+            self._reply(answer, OutcomeUnknown("no quorum"))
+            return
+        outcome: Any
+        try:
+            outcome = servers.by(self._name, ops)
+        except (Conflict, Denied) as refusal:
+            outcome = refusal
+        if servers.trouble.lose_reply and servers.rng.random() < servers.trouble.lose_reply:
+            return
+        self._reply(answer, outcome)
+
+    async def create_session(
+        self,
+        name: str,
+        *,
+        node: str = "",
+        ttl: float = 0.0,
+        lock_delay: float = 0.0,
+        checks: Sequence[str] = (),
+        timeout: float = 5.0,
+    ) -> str:
+        """A new session's id."""
+        session = Session(
+            id="", name=name, node=node or self._box.name, ttl=ttl, lock_delay=lock_delay, checks=tuple(checks)
+        )
+        made: str = await self._ask(lambda: self.servers.consul.create_session(session), timeout)
+        return made
+
+    async def renew_session(self, session: str, *, timeout: float = 2.0) -> None:
+        """Restarts the TTL."""
+        await self._ask(lambda: self.servers.consul.renew_session(session), timeout)
+
+    async def destroy_session(self, session: str, *, timeout: float = 5.0) -> None:
+        """Ends a session."""
+        await self._ask(lambda: self.servers.consul.destroy_session(session), timeout)
+
+    async def sessions(self, *, node: str = "", timeout: float = 5.0) -> builtins.list[Session]:
+        """All sessions, or those of one node."""
+        found: builtins.list[Session] = await self._ask(self.servers.consul.sessions, timeout)
+        return [s for s in found if node in {"", s.node}]
+
+    async def ensure_lock_node(self, name: str, *, timeout: float = 5.0) -> None:
+        """Registers the external node."""
+        await self._ask(lambda: self.servers.consul.register_external(name), timeout)
+
+    async def nodes(self, *, timeout: float = 30.0) -> builtins.list[Node]:
+        """The catalog's nodes."""
+        found: builtins.list[Node] = await self._ask(self.servers.consul.nodes, timeout)
+        return found
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+    # --- the way there and back ---------------------------------------------------------------
+
+    def _reaches(self) -> bool:
+        return self._box.up and not self._box.cut_store
+
+    async def _ask(self, what: Callable[[], Any], timeout: float) -> Any:
+        self._owner.here()
+        answer = self.servers.loop.create_future()
+        self._send(lambda: self._do(what, answer), answer)
+        return await self._within(answer, timeout)
+
+    def _send(self, what: Callable[[], Any], answer: asyncio.Future[Any]) -> None:
+        servers = self.servers
+        if self._reaches():
+            servers.loop.after(servers.latency(), self._arrive, what, answer)
+
+    def _arrive(self, what: Callable[[], Any], answer: asyncio.Future[Any]) -> None:
+        if self.servers.trouble.away:
+            self._reply(answer, Unreachable("no quorum"))
+        else:
+            what()
+
+    def _do(self, what: Callable[[], Any], answer: asyncio.Future[Any]) -> None:
+        try:
+            outcome = what()
+        except RebootdError as error:
+            outcome = error
+        self._reply(answer, outcome)
+
+    def _reply(self, answer: asyncio.Future[Any], outcome: Any) -> None:
+        if self._reaches():
+            self.servers.loop.after(self.servers.latency(), _settle, answer, outcome)
+
+    async def _within(self, answer: asyncio.Future[Any], timeout: float) -> Any:
+        timer = self.servers.loop.call_later(timeout, _unreachable, answer)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+
+
+def _settle(answer: asyncio.Future[Any], outcome: Any) -> None:
+    if answer.done():
+        return
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
+
+
+def _unknown(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        answer.set_exception(OutcomeUnknown("no answer in time"))
+
+
+def _unreachable(answer: asyncio.Future[Any]) -> None:
+    if not answer.done():
+        answer.set_exception(Unreachable("no answer in time"))
