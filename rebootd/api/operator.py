@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rebootd.api import shapes, views, views_places
+from rebootd.api import shapes, views, views_gates, views_places
 from rebootd.api.bodies import answer, decode, query, read
 from rebootd.api.door import DOOR, to_the_end
 from rebootd.core import operations, operations_cycles, operations_policy
@@ -51,6 +51,7 @@ def add_routes(app: web.Application) -> None:
     get("/v1/cycles/{id}", _shown(lambda d, r: views.cycle(d.snapshot(), d.decision(), r.match_info["id"])))
     get("/v1/holds", _shown(lambda d, _: views.holds(d.snapshot())))
     get("/v1/windows", _shown(lambda d, _: views_places.windows(d.snapshot())))
+    get("/v1/gates", _shown(lambda d, _: views_gates.gates(d.snapshot(), d.decision())))
     get("/v1/racks", _shown(lambda d, _: views_places.racks(d.snapshot())))
     get("/v1/quarantine", _shown(lambda d, _: views.quarantine(d.snapshot())))
     get("/v1/policy", _shown(_show_policy))
@@ -139,6 +140,8 @@ async def _start_cycle(request: web.Request) -> web.StreamResponse:
         failure_budget=asked.failure_budget,
         because=_because(asked),
         allow_empty=asked.allow_empty,
+        emergency=asked.emergency,
+        skip_gates=asked.skip_gates,
     )
     return await _change(request, plan, _done(f"started cycle {asked.id}", asked.id))
 

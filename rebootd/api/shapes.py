@@ -24,7 +24,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class CycleAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A cycle to start. ``failure_budget`` is a number, per cent (``"5%"``), or null for the policy's."""
+    """A cycle to start. ``failure_budget`` is a number, per cent (``"5%"``), or null for the policy's.
+
+    ``emergency`` (with a reason) skips windows and the gates in ``skip_gates``, and nothing else.
+    """
 
     id: str
     selector: str
@@ -33,6 +36,8 @@ class CycleAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     by: str = ""
     reason: str = ""
     allow_empty: bool = False
+    emergency: bool = False
+    skip_gates: tuple[str, ...] = ()
 
 
 class WindowAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -244,6 +249,46 @@ class PolicyApplied(msgspec.Struct, frozen=True, kw_only=True):
     done: str
     diff: PolicyDiff
     events: tuple[Event, ...] = ()
+
+
+class GateRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One gate. ``verdict`` is ``pass``, ``block``, ``unknown``, or ``idle`` while nobody waits; ``about`` what it asks.
+
+    ``since`` is since when it says so, ``shut`` since when it has kept machines in (null: it does not), ``read`` when the
+    latest reading began (null: none yet). ``overdue``: shut for longer than ``max_block`` seconds.
+    """
+
+    name: str
+    kind: str
+    about: str
+    verdict: str
+    why: str
+    covers: str = ""
+    since: float | None = None
+    shut: float | None = None
+    read: float | None = None
+    max_age: float = 0.0
+    max_block: float = 0.0
+    overdue: bool = False
+
+
+class QuorumRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One quorum group: how many members it has, which are unavailable, and why none may go (``""``: one may)."""
+
+    name: str
+    selector: str
+    allow_outage: bool
+    members: int
+    unavailable: tuple[str, ...] = ()
+    blocked: str = ""
+
+
+class Gates(msgspec.Struct, frozen=True, kw_only=True):
+    """All gates and quorum groups, in the order of the policy."""
+
+    now: float
+    gates: tuple[GateRow, ...]
+    quorums: tuple[QuorumRow, ...] = ()
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):

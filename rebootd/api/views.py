@@ -9,6 +9,7 @@ from rebootd.api import shapes
 from rebootd.api.views_places import racks, windows
 from rebootd.core.advance import ENDED
 from rebootd.core.errors import InvalidInput
+from rebootd.core.gates import overdue
 from rebootd.core.limits import Capacity, unheard
 from rebootd.core.model import CycleState, State
 from rebootd.core.operations import known_racks, need_machine, need_rack
@@ -219,6 +220,10 @@ def alarms(snapshot: Snapshot) -> tuple[shapes.Alarm, ...]:
     if abs(snapshot.clock_skew) > snapshot.policy.clock_tolerance:
         what = f"the leader's clock is {snapshot.clock_skew:+.0f} s off its agents' median; windows count as closed"
         out.append(shapes.Alarm(kind="clock", what=what))
+    out += [
+        shapes.Alarm(kind="gate", what=f"gate {name} keeps machines in for longer than its max_block", since=shut)
+        for name, shut in overdue(snapshot).items()
+    ]
     out += [
         shapes.Alarm(kind="cycle", what=f"cycle {c.id} is halted: {c.why}", since=c.changed)
         for c in snapshot.cycles.values()

@@ -47,6 +47,8 @@ def cycle() -> None:
 @click.option("--target", default="", metavar="SELECTOR", help="What a machine must match after its reboot.")
 @click.option("--failure-budget", metavar="N|N%", help="Failed machines that are tolerated. Default: the policy's.")
 @click.option("--allow-empty", is_flag=True, help="Start it although no machine matches yet.")
+@click.option("--emergency", is_flag=True, help="Go outside of windows too. Needs --reason; never passes limits or quorum.")
+@click.option("--skip-gate", multiple=True, metavar="NAME", help="With --emergency: go past this gate. May be repeated.")
 @reason_option
 @with_ctl
 def start(
@@ -61,6 +63,8 @@ def start(
         target=target,
         failure_budget=number("failure_budget", failure_budget) if failure_budget is not None else None,
         allow_empty=allow_empty,
+        emergency=emergency,
+        skip_gates=list(skip_gate),
         reason=reason,
     )
 
@@ -125,6 +129,7 @@ def _show(s: shapes.CycleShow) -> Iterator[RenderableType]:
             ("changed", when(c.changed, now)),
             ("reason", c.reason or "-"),
             ("failures", f"{s.counts.failed}, {c.failure_budget} tolerated"),
+            *((("emergency", (f"it skips {', '.join(('windows', *c.skip_gates))}", "bold red")),) if c.emergency else ()),
         ],
         now,
     )

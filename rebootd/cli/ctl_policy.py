@@ -54,6 +54,8 @@ def diff(ctl: Ctl, file: BinaryIO) -> None:
 
 
 def _diff(d: PolicyDiff) -> Iterator[RenderableType]:
+    for warning in d.warnings:
+        yield text(f"warning: {warning}", "yellow")
     if not d.fields:
         yield text("no difference")
         return

@@ -13,6 +13,8 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from rebootd.core.gates import overdue
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -110,10 +112,26 @@ class FleetCollector(Collector):
         for kind, n in kinds.items():
             blocked.add_metric([kind], n)
         yield blocked
+        yield from _gates(snapshot, decision)
+        yield _single("rebootd_machines_failing", "Machines that Consul says have failed", len(snapshot.failing))
         cycles = GaugeMetricFamily("rebootd_cycle", "1 for each cycle, by state", labels=["cycle", "state"])
         for cycle_ in snapshot.cycles.values():
             cycles.add_metric([cycle_.id, cycle_.state.value], 1.0)
         yield cycles
+
+
+def _gates(snapshot: Snapshot, decision: Decision) -> Iterable[Metric]:
+    """What each gate says while somebody waits, and which have said no for too long."""
+    said = GaugeMetricFamily("rebootd_gate", "1 for what each gate says (idle: nobody waits)", labels=["gate", "verdict"])
+    late_family = GaugeMetricFamily(
+        "rebootd_gate_overdue", "1 for a gate that keeps machines in for longer than its max_block", labels=["gate"]
+    )
+    late = overdue(snapshot)
+    for name, verdict in decision.gates.items():
+        said.add_metric([name, verdict.word.value if name in snapshot.gate_since else "idle"], 1.0)
+        late_family.add_metric([name], 1.0 if name in late else 0.0)
+    yield said
+    yield late_family
 
 
 def _single(name: str, text: str, value: float) -> Metric:

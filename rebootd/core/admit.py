@@ -20,7 +20,7 @@ from rebootd.core.states import WORKING, Happening
 from rebootd.core.wishes import Wish, Wishes, machine_order, rack_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rebootd.core.model import Machine
     from rebootd.core.policy import Policy
@@ -76,23 +76,27 @@ def choose(view: View, wanting: dict[str, list[Wish]]) -> Admission:
 
 
 def _admit_rack(view: View, rack: str, wishes: list[Wish], out: Admission, *, members: bool = False) -> None:
-    if view.stops or not rack:
+    if view.stops or not rack or _rack_blockers(view, rack):
         return
     open_to = {c.id for c in view.cycles if view.runs(c) and not view.closed_for(c.id)}
-    runnable = [w for w in wishes if w[2] is not None or (w[1] is not None and w[1].id in open_to)]
-    pace = view.pace
-    if pace.any:
-        runnable = [w for w in runnable if not pace.blockers(w[0], w[1])]
-    if pace.last:
-        runnable = [w for w in runnable if w[1] is None or (w[0].name in pace.last) is members]
-    if not runnable or _rack_blockers(view, rack):
+    pace, before = view.pace, len(out.steps)
+
+    def runnable() -> Iterator[Wish]:
+        for wish in wishes:
+            m, cycle, hold = wish
+            if hold is None and (cycle is None or cycle.id not in open_to):
+                continue
+            if (pace.any and pace.blockers(m, cycle)) or (pace.last and cycle and (m.name in pace.last) is not members):
+                continue
+            yield wish
+
+    if next(runnable(), None) is None:
         return
     out.wanted.add(rack)
-    before = len(out.steps)
     if _may_open(view, rack):
-        _take_from(view, rack, runnable, out)
+        _take_from(view, rack, list(runnable()), out)
     if pace.last and not members:
-        out.others = out.others or len(out.steps) > before or any(_could(view, w) for w in runnable)
+        out.others = out.others or len(out.steps) > before or any(_could(view, w) for w in runnable())
 
 
 def _could(view: View, wish: Wish) -> bool:
@@ -112,7 +116,8 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> N
     lock = view.snapshot.racks.get(rack)
     ours = lock is not None and lock.holder == "ours"
     safe = view.safeguards
-    runnable.sort(key=machine_order(view))
+    if not view.ordered:
+        runnable.sort(key=machine_order(view))
     for m, cycle, hold in runnable:
         if tally.full:
             return
@@ -222,6 +227,13 @@ def _own(view: View, m: Machine) -> tuple[Blocker, ...]:
         )
     rest = resting(m, view.now)
     return (*out, rest) if rest is not None else tuple(out)
+
+
+def waiting(view: View, wanting: dict[str, list[Wish]]) -> dict[str, tuple[Blocker, ...]]:
+    """Every blocker of every machine of ``wanting``, as if nobody went."""
+    out = Admission()
+    _explain(view, wanting, set(), out)
+    return out.reasons
 
 
 def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: Admission) -> None:

@@ -51,7 +51,7 @@ def decide(snapshot: Snapshot) -> Decision:
     for name, aside in snapshot.asides.items():
         what = f"its record cannot be read, so it is set aside: {aside.error}"
         reasons[name] = (Blocker(kind="aside", what=what, since=aside.since, clears="an operator: rebootctl forget"),)
-    steps, unlocks = _unlocks(view, steps, admission)
+    steps, unlocks = unlocks_of(view, steps, admission)
     return Decision(
         steps=(*steps, *admission.steps),
         locks=_lost_locks(view),
@@ -131,7 +131,7 @@ def _lost_locks(view: View) -> tuple[str, ...]:
     return tuple(sorted(out))
 
 
-def _unlocks(view: View, steps: list[MachineStep], admission: Admission) -> tuple[list[MachineStep], tuple[str, ...]]:
+def unlocks_of(view: View, steps: list[MachineStep], admission: Admission) -> tuple[list[MachineStep], tuple[str, ...]]:
     """Gives up the lock of each rack whose last machine is back.
 
     The unlock rides with that machine's own step. While the next machine of the rack only waits for

@@ -80,11 +80,10 @@ class Durations(msgspec.Struct, frozen=True, kw_only=True):
         beyond the deadline of the state: past it nobody is waited for.
         """
         seen = self.phases.get(phase)
-        if not seen:
-            seconds: float = getattr(policy.expected, phase)
-        else:
-            chosen = next((m for key in keys if (m := seen.get(key)) is not None and m.count >= ENOUGH), None)
-            seconds = (chosen or seen[ALL]).mean
+        seconds: float = getattr(policy.expected, phase)
+        if seen:
+            chosen = next((m for key in keys if (m := seen.get(key)) is not None and m.count >= ENOUGH), seen.get(ALL))
+            seconds = chosen.mean if chosen is not None else seconds
         return min(seconds, _deadline(policy, phase))
 
     def longest(self, policy: Policy) -> float:

@@ -20,6 +20,9 @@ from rebootd.core.policy_gates import ConsulQuorum, ConsulService, Gate, NoAlert
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from rebootd.core.model import Snapshot
+    from rebootd.core.policy import Policy
+
 RENEWAL = 10.0
 """Seconds after a transition for which a gate that has yet to be read again counts as just being renewed."""
 NAMED = 5
@@ -210,6 +213,27 @@ def _alerts(value: Firing) -> tuple[Word, str]:
 
 def _some(items: list[str]) -> str:
     return ", ".join(items[:NAMED]) + (f" and {len(items) - NAMED} more" if len(items) > NAMED else "")
+
+
+def check_gates(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
+    """Warnings about gates that cover nobody in the fleet as it is, each with its field."""
+    if not snapshot.machines:
+        return ()
+    return tuple(
+        f"gates[{index}].covers: {gate.covers.text!r} matches no machine, so {gate.name} holds nobody back"
+        for index, gate in enumerate(policy.gates)
+        if gate.covers is not None and not any(gate.covers.matches(m) for m in snapshot.machines.values())
+    )
+
+
+def overdue(snapshot: Snapshot) -> dict[str, float]:
+    """Gates that have kept machines in for longer than their ``max_block``, with since when."""
+    held = snapshot.gate_since
+    return {
+        g.name: shut
+        for g in snapshot.policy.gates
+        if g.name in held and (shut := held[g.name].shut) and snapshot.now - shut > g.max_block
+    }
 
 
 def clears(gate: Gate, word: Word) -> str:

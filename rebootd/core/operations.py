@@ -8,13 +8,15 @@ Cycles are in :mod:`rebootd.core.operations_cycles`, the policy in :mod:`rebootd
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from rebootd.core.advance import advance
 from rebootd.core.decision import Change, MachineStep, RecordWrite
 from rebootd.core.errors import InvalidInput, NotFound, Refused
+from rebootd.core.failures import cleared_flag
 from rebootd.core.inputs import parse_duration, parse_name
 from rebootd.core.limits import unheard
 from rebootd.core.model import Event, Halt, Hold, OpenWindow, State
@@ -22,7 +24,7 @@ from rebootd.core.operations_inputs import YEAR, Because, alike, parse_moment
 from rebootd.core.states import WORKING, Happening
 
 if TYPE_CHECKING:
-    from rebootd.core.model import Snapshot
+    from rebootd.core.model import Machine, Snapshot
 
 HALT_KEY = "control/halt"
 KEPT_WINDOWS = 86400.0
@@ -189,14 +191,20 @@ def unlock_rack(snapshot: Snapshot, rack: str, because: Because, *, force: bool 
 
 
 def clear_quarantine(snapshot: Snapshot, machine: str, because: Because) -> Change:
-    """Lets a quarantined machine prove itself again: it goes to verifying."""
+    """Lets a quarantined machine prove itself again: it goes to verifying. What is held against it is forgotten:
+    its flag (unless its boot_id has spent its permit), its unplanned boots, its retries. A machine in service that is
+    flagged loses its flag.
+    """
     because = because.checked()
     need_machine(snapshot, machine)
     record = snapshot.machines.get(machine)
     if record is None:
         raise Refused(f"{machine}'s record cannot be read: {snapshot.asides[machine].error}")
+    forgiven: dict[str, Any] = {
+        "flag": cleared_flag(record), "required_before": (), "unplanned_at": (), "retry": None
+    }
     if record.state is not State.QUARANTINED:
-        raise Refused(f"{machine} is {record.state.value}, not quarantined")
+        return _clear_flag(snapshot, record, because, forgiven)
     after, event = advance(
         record,
         Happening.CLEAR,
@@ -204,9 +212,21 @@ def clear_quarantine(snapshot: Snapshot, machine: str, because: Because) -> Chan
         epoch=snapshot.epoch,
         cause="cleared by an operator",
         detail=because.sentence(),
+        **forgiven,
     )
     told = audit(snapshot, "clear", because, machine=machine, rack=record.rack, note=f"it was: {record.cause}")
     return Change(steps=(MachineStep(name=machine, before=record, after=after, events=(told, event)),))
+
+
+def _clear_flag(snapshot: Snapshot, record: Machine, because: Because, forgiven: dict[str, Any]) -> Change:
+    name = record.name
+    if record.state is not State.IN_SERVICE or not record.flag:
+        raise Refused(f"{name} is {record.state.value}, not quarantined, and nothing is held against it")
+    if forgiven["flag"]:
+        raise Refused(f"{name}: {record.flag}; only a boot ends that: reboot it by hand")
+    told = audit(snapshot, "clear", because, machine=name, rack=record.rack, note=f"it was flagged: {record.flag}")
+    after = replace(record, **forgiven)
+    return Change(steps=(MachineStep(name=name, before=record, after=after, events=(told,)),))
 
 
 def forget(snapshot: Snapshot, machine: str, because: Because, *, force: bool = False) -> Change:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from rebootd.core.advance import ENDED, at_target, selected
 from rebootd.core.amounts import parse_amount
 from rebootd.core.decision import Change, RecordWrite
+from rebootd.core.emergency import check_emergency, emergency_note
 from rebootd.core.errors import InvalidInput, NotFound, Refused
 from rebootd.core.inputs import parse_name
 from rebootd.core.model import Cycle, CycleState, State
@@ -20,7 +21,7 @@ from rebootd.core.selectors import OWN_KEYS, parse_selector
 from rebootd.core.standing import count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from rebootd.core.model import Machine, Snapshot
 
@@ -95,10 +96,12 @@ def start_cycle(
     because: Because,
     allow_empty: bool = False,
     waves: bool = True,
+    emergency: bool = False,
+    skip_gates: Sequence[str] = (),
 ) -> Change:
     """Starts a cycle. ``failure_budget`` is a number, per cent of the machines selected now, or
     None for the policy's. An id can be used once: machines remember how it ended for them. ``waves`` tells whether it
-    goes in the policy's waves.
+    goes in the policy's waves. ``emergency`` needs a reason, and skips windows and the gates in ``skip_gates``.
     """
     because = because.checked()
     if len(parse_name(cycle_id, "id")) > MAX_CYCLE_ID:
@@ -119,6 +122,7 @@ def start_cycle(
     budget = snapshot.policy.failure_budget
     if failure_budget is not None:
         budget = parse_amount(failure_budget, "failure_budget").of(size)
+    skipped = check_emergency(snapshot.policy, emergency=emergency, skip_gates=skip_gates, because=because)
     cycle = Cycle(
         id=cycle_id,
         selector=selector.strip(),
@@ -130,8 +134,12 @@ def start_cycle(
         failure_budget=budget,
         waves=waves,
         epoch=snapshot.epoch,
+        emergency=emergency,
+        skip_gates=skipped,
     )
     note = f"selector {cycle.selector}, {size} machines, failure budget {budget}"
+    if emergency:
+        note = f"{emergency_note(cycle)}; {note}"
     return Change(
         writes=(_write(cycle), *_swept(snapshot)),
         events=(audit(snapshot, "cycle-start", because, cycle=cycle_id, note=note),),

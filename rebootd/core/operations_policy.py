@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rebootd.core.decision import Change, RecordWrite
+from rebootd.core.gates import check_gates
 from rebootd.core.operations import audit
 from rebootd.core.policy import diff_policies, parse_policy
+from rebootd.core.quorums import check_quorums
 
 if TYPE_CHECKING:
     from rebootd.core.model import Snapshot
@@ -38,16 +40,20 @@ class LimitChange(msgspec.Struct, frozen=True):
 class PolicyDiff(msgspec.Struct, frozen=True):
     """What a policy would change: the fields, and the machines under limits that change.
 
-    ``fleet_wide`` tells whether a field changes that concerns every machine.
+    ``fleet_wide`` tells whether a field changes that concerns every machine. ``warnings`` name a field each, which is
+    accepted but hardly meant so.
     """
 
     fields: tuple[FieldChange, ...] = ()
     limits: tuple[LimitChange, ...] = ()
     fleet_wide: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def diff_policy(snapshot: Snapshot, text: str) -> PolicyDiff:
-    """What ``text`` (YAML) would change. Raises InvalidInput as :func:`parse_policy` does."""
+    """What ``text`` (YAML) would change. Raises InvalidInput as :func:`parse_policy` does, and for quorum groups that
+    could never lose a member in the fleet as it is.
+    """
     old, new = snapshot.policy, parse_policy(text)
     fields = tuple(FieldChange(c.field, c.old, c.new) for c in diff_policies(old, new))
     before = {x.name: x for x in old.limits}
@@ -64,7 +70,9 @@ def diff_policy(snapshot: Snapshot, text: str) -> PolicyDiff:
         )
         said = [f"at most {x.max} of {x.selector}" if x is not None else "" for x in (was, will)]
         limits.append(LimitChange(limit, said[0], said[1], len(names), tuple(names[:5])))
-    return PolicyDiff(fields, tuple(limits), any(not f.field.startswith("limits") for f in fields))
+    fleet_wide = any(not f.field.startswith("limits") for f in fields)
+    warnings = (*check_gates(new, snapshot), *check_quorums(new, snapshot))
+    return PolicyDiff(fields, tuple(limits), fleet_wide, warnings)
 
 
 def apply_policy(snapshot: Snapshot, text: str, because: Because) -> Change:

@@ -319,6 +319,23 @@ KINDS: dict[str, tuple[tuple[str, ...], Callable[[Fields], Test]]] = {
 # --------------------------------------------------------------------------------------------------------- writing
 
 
+def describe(test: Test) -> str:
+    """What a gate looks at, in a few words."""
+    match test:
+        case ConsulService():
+            tag = f" with tag {test.tag}" if test.tag else ""
+            return f"at least {test.minimum} passing instances of {test.service}{tag} are left"
+        case ConsulQuorum():
+            return "all Consul servers are well"
+        case NomadQuorum():
+            return f"all Nomad servers are well, says {test.address}"
+        case PrometheusQuery():
+            return f"{test.query} {test.holds_when}{'' if test.every else ' for any series'}, says {test.address}"
+        case NoAlerts():
+            return f"no alert with {', '.join(test.matchers)} fires, says {test.address}"
+
+
+
 def layout_gates(gates: tuple[Gate, ...]) -> list[dict[str, Any]]:
     """The gates as the policy file lays them out."""
     return [

@@ -63,6 +63,11 @@ class Group:
             self._blockers[itself] = self._judge(itself)
         return self._blockers[itself]
 
+    def why(self) -> str:
+        """Why no member in service may go now, or ``""``."""
+        blocker = self._judge("")
+        return blocker.what if blocker is not None and self.members else ""
+
     def _judge(self, itself: str) -> Blocker | None:
         others = {name: since for name, since in self._away.items() if name != itself}
         total, name = len(self.members), self.quorum.name

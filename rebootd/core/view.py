@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rebootd.core.advance import ENDED
 from rebootd.core.breakers import Breakers
+from rebootd.core.emergency import quorum_gates
 from rebootd.core.failures import power_loss
 from rebootd.core.gate_view import Safeguards
 from rebootd.core.limits import Capacity
@@ -39,8 +40,19 @@ class View:
         self.stops = self._stops()
         self.closed = self._closed()
         self.breakers = Breakers(snapshot)
+        self.ordered = False
+        """Whether lists of wishes come in their order already, as the forecast's do."""
         self.power: list[PowerStep] = []
         """Power cycles that this decision asks for."""
+
+    def later(self, snapshot: Snapshot) -> None:
+        """Goes on to a later moment of the same fleet, as the forecast does: judges anew what the clock changes."""
+        self.snapshot, self.now = snapshot, snapshot.now
+        until = self.windows.until if self.windows.open else self.windows.next
+        if until is not None and until <= self.now:
+            self.windows = judge_windows(snapshot.policy, snapshot.windows, self.now)
+            self.closed = self._closed()
+        self.pace.later(self.now, self.windows)
 
     @cached_property
     def power_loss(self) -> int:
@@ -113,7 +125,9 @@ class View:
     def skips(self, cycle_id: str) -> frozenset[str]:
         """The gates that an emergency cycle goes past; none for any other."""
         cycle = self.snapshot.cycles.get(cycle_id)
-        return frozenset(cycle.skip_gates) if cycle is not None and cycle.emergency else frozenset()
+        if cycle is None or not cycle.emergency:
+            return frozenset()
+        return frozenset(cycle.skip_gates) - quorum_gates(self.snapshot.policy)
 
     def cycle_stop(self, cycle_id: str) -> Blocker | None:
         """Why the cycle that a machine is out for no longer wants it rebooted, if so."""

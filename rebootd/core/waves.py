@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rebootd.core.advance import at_target
+from rebootd.core.failures import needs_person
 from rebootd.core.model import Blocker, State
 from rebootd.core.selectors import parse_selector
 from rebootd.core.states import WORKING
@@ -38,10 +39,11 @@ class WavePlan:
     ``index`` maps names to waves, counted from 0; ``current`` is the wave that has come.
     """
 
-    def __init__(self, cycle: Cycle, waves: tuple[Wave, ...], machines: Iterable[Machine]) -> None:
+    def __init__(self, cycle: Cycle, policy: Policy, machines: Iterable[Machine]) -> None:
         """``machines`` are all that the cycle selects, in the order in which they are to go."""
         self.cycle = cycle
-        self.waves = waves
+        self.waves = waves = policy.waves
+        self._policy = policy
         self.index: dict[str, int] = {}
         self.current = 0
         self.changes: float | None = None
@@ -74,7 +76,7 @@ class WavePlan:
         )
         if over:
             self._ended[number] = max(self._ended[number], machine.ended)
-        if over or machine.state in _AWAY:
+        if over or machine.state in _AWAY or needs_person(machine, self._policy):
             self._left[number].discard(machine.name)
         else:
             self._left[number].add(machine.name)
@@ -140,7 +142,7 @@ def wave_plan(
         for machine in sorted(members[rack], key=_name):
             if cycle.id in machine.outcomes or (matches(machine) and not at_target(cycle, machine)):
                 (behind if machine.name in last else chosen).append(machine)
-    return WavePlan(cycle, policy.waves, [*chosen, *behind])
+    return WavePlan(cycle, policy, [*chosen, *behind])
 
 
 def _name(machine: Machine) -> str:

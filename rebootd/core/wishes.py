@@ -94,13 +94,20 @@ def rack_order(view: View, wanting: dict[str, list[Wish]]) -> list[str]:
     own_rack = own.rack if own is not None else ""
     behind = len(view.snapshot.policy.rack_order.listed)
     alike = len(view.cycles) == 1 and not view.cycles[0].standing and not view.holds
-    oldest = {} if alike else {rack: min(map(waiting_since, wishes)) for rack, wishes in wanting.items()}
+    oldest = {} if alike else {rack: _oldest(view, wishes) for rack, wishes in wanting.items()}
 
     def key(rack: str) -> tuple[bool, bool, int, float, tuple[int, int, str]]:
         rank = ranks[rack]
         return (rack not in opened, rack == own_rack and rank[0] == behind, rank[0], oldest.get(rack, 0.0), rank)
 
     return sorted(wanting, key=key)
+
+
+def _oldest(view: View, wishes: list[Wish]) -> float:
+    own = view.snapshot.leader_node
+    if view.ordered:
+        return waiting_since(wishes[0]) if wishes and wishes[0][0].name != own else 0.0
+    return min((waiting_since(wish) for wish in wishes if wish[0].name != own), default=0.0)
 
 
 def machine_order(view: View) -> Callable[[Wish], tuple[bool, float, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.agent.fake import FakeCoordinator, FakeHost, eventually
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ async def cycle_killed_at(point: int, folder: Path) -> str:
     return next((line for line in host.log.read_text().splitlines() if line.startswith("CRASH")), "")
 
 
+@pytest.mark.timeout(300)
 async def test_killed_at_every_point(tmp_path: Path) -> None:
     told: dict[int, str] = {}
     gate = asyncio.Semaphore(AT_ONCE)

@@ -71,7 +71,7 @@ class _Share:
             sum(m.requests for m in self._machines),
             sum(m.refused for m in self._machines),
             sum(m.lost for m in self._machines),
-            sum(m.state == "in-service" for m in self._machines),
+            sum(m.state == "in-service" and m.in_service for m in self._machines),
         )
 
     async def check_in(self, connections: int, seconds: float) -> Load:

@@ -124,7 +124,7 @@ class Machine:
         while True:
             answer = await self.report(BUSY)
             self.obey(answer)
-            if answer.state == "in-service":
+            if answer.state == "in-service" and self.in_service:
                 return
 
     def obey(self, answer: Answer) -> None:

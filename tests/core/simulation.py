@@ -14,6 +14,7 @@ import msgspec
 
 from rebootd.core.decide import decide
 from rebootd.core.decision import Guard
+from rebootd.core.failures import UNDONE
 from rebootd.core.model import (
     Aside,
     Cycle,
@@ -163,6 +164,13 @@ class Simulation:
         """The host runs its reboot command, with a permit in hand."""
         self.invariants.on_reboot(host)
         self.permitted.append(host.name)
+
+    def reboots_by_hand(self) -> None:
+        """A person reboots those whose boot_id has spent its permit: nothing else helps them."""
+        for host in self.hosts.values():
+            record = self.machines.get(host.name)
+            if host.up and record is not None and record.flag.startswith(UNDONE) and record.boot_id == host.boot_id:
+                host.down(self.time + 5)
 
     # --- one round -----------------------------------------------------------------------
 

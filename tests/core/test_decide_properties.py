@@ -45,6 +45,7 @@ def comes_to_rest(sim: Simulation) -> int:
         if turn % 5 == 0:
             clears_a_quarantine(sim)
             sim.resumes()
+            sim.reboots_by_hand()
     waiting = {m.name: (m.state.value, m.cause) for m in sim.machines.values() if m.state is not State.IN_SERVICE}
     reasons = {name: [b.what for b in blockers] for name, blockers in decide(sim.snapshot()).reasons.items()}
     cycles = [(c.id, c.state.value, c.why) for c in sim.cycles.values()]

@@ -263,6 +263,9 @@ class Fleet:
             # An answer was lost with its leader; what counts is whether the cycle exists.
             await self.cycle(id_)
 
+    async def apply_policy(self, text: str) -> None:
+        await asyncio.to_thread(self.client.ask, "PUT", "/v1/policy", text.encode())
+
     async def release(self, name: str) -> None:
         """Ends a hold; that it is gone already is as good."""
         try:

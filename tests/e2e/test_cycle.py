@@ -213,8 +213,12 @@ async def test_hold_and_release(dev_consul: Agent, tmp_path: Path) -> None:
         await s.fleet.until(others, "the other rack to reboot")
         assert (held.permitted, s.machines[1].permitted) == ([], [])
         held.crash()
-        await asyncio.sleep(0)
-        await s.is_(held, "held")
+
+        async def recorded() -> bool:
+            return any(e.cause == "unplanned boot" and e.to == "held" for e in await s.fleet.events())
+
+        await s.fleet.until(recorded, "the technician's boot to be recorded")
+        assert await s.state(held) == "held"
         await s.fleet.release(held.name)
         await s.is_(held, "in-service")
         await s.fleet.cycle_done("k")
@@ -235,7 +239,7 @@ async def test_rack_on_hold(dev_consul: Agent, tmp_path: Path) -> None:
 
 async def test_window_closes_on_a_drained_machine(dev_consul: Agent, tmp_path: Path) -> None:
     async with scene(dev_consul, tmp_path) as s:
-        await policy(s, "windows: {required: true}\n")
+        await s.fleet.apply_policy("windows: {required: true}\n")
         first = s.machines[0]
         first.hold("reboots")
         await s.fleet.start_cycle("k")
@@ -252,10 +256,6 @@ async def test_window_closes_on_a_drained_machine(dev_consul: Agent, tmp_path: P
         rebooted_once(s.machines)
 
 
-async def policy(s: Scene, text: str) -> None:
-    await asyncio.to_thread(s.fleet.client.ask, "PUT", "/v1/policy", text.encode())
-
-
 async def test_policy_is_applied_while_a_cycle_runs(dev_consul: Agent, tmp_path: Path) -> None:
     async with scene(dev_consul, tmp_path) as s:
         first, second = s.machines
@@ -264,10 +264,10 @@ async def test_policy_is_applied_while_a_cycle_runs(dev_consul: Agent, tmp_path:
         await s.is_(first, "rebooting")
         assert "1" in await s.waits_for(second, "limit")
         with pytest.raises(Trouble, match=r"racks\.unavailable") as refused:
-            await policy(s, "racks: {unavailable: many}\n")
+            await s.fleet.apply_policy("racks: {unavailable: many}\n")
         assert refused.value.code == 2
         assert second.permitted == []
-        await policy(s, "racks: {unavailable: 2}\n")
+        await s.fleet.apply_policy("racks: {unavailable: 2}\n")
         await s.is_(second, "in-service")
         assert len(second.permitted) == 1, "both were out at once"
         first.let("boots")
@@ -299,7 +299,10 @@ async def test_lost_rack_lock_stops_new_drains_until_it_is_held_again(dev_consul
 async def test_whoever_follows_events_misses_none_over_a_failover(dev_consul: Agent, tmp_path: Path) -> None:
     async with scene(dev_consul, tmp_path, machines=1, daemons=2) as s:
         [machine] = s.machines
+        machine.hold("passes")
         machine.crash()
+        await s.is_(machine, "verifying")
+        machine.let("passes")
         await s.is_(machine, "in-service")
         late = {"name": machine.name, "machine_id": machine.machine_id, "boot_id": machine.boot_ids[0]}
         with pytest.raises(Trouble, match="superseded"):

@@ -9,7 +9,7 @@ import structlog
 from msgspec.structs import replace
 
 from rebootd.core.errors import RebootdError
-from rebootd.core.gates import Held, Instances, Reading, Word
+from rebootd.core.gates import Held, Instances, Reading, Word, overdue
 from rebootd.core.inputs import format_duration
 from rebootd.core.model import Event, State
 
@@ -38,7 +38,7 @@ WAITING = frozenset({State.IN_SERVICE, State.DRAINING, State.DRAINED})
 
 
 class GateKeeper:
-    """Belongs to one leadership. Writes ``readings``, ``gate_since`` and alarms of the fleet."""
+    """Belongs to one leadership. Writes ``readings`` and ``gate_since`` of the fleet."""
 
     def __init__(
         self,
@@ -95,12 +95,19 @@ class GateKeeper:
         said = decision.gates if wanted else {}
         for name in [n for n in fleet.gate_since if n not in said]:
             del fleet.gate_since[name]
-            self._settle(name)
         for gate in snapshot.policy.gates:
             verdict = said.get(gate.name)
             # What is being renewed this moment says nothing new.
             if verdict is not None and not verdict.renewing:
                 self._say(gate, verdict, now)
+        late = set(overdue(replace(snapshot, gate_since=fleet.gate_since)))
+        for gate in snapshot.policy.gates:
+            if gate.name in late - self._overdue:
+                kept = f"gate {gate.name} has kept machines in for longer than {format_duration(gate.max_block)}"
+                detail = f"{kept}: {said[gate.name].what}"
+                log.warning("gate-overdue", gate=gate.name, detail=detail)
+                self._note(Event(time=now, kind="gate", cause="gate overdue", detail=detail))
+        self._overdue = late
 
     def _say(self, gate: Gate, verdict: Verdict, now: float) -> None:
         name, fleet = gate.name, self._fleet
@@ -110,18 +117,6 @@ class GateKeeper:
         if verdict.word is not Word.PASS:
             shut = held.shut if held is not None and held.shut else now
         fleet.gate_since[name] = Held(verdict.word.value, since, shut)
-        if not shut or now - shut <= gate.max_block:
-            self._settle(name)
-            return
-        what = f"gate {name} has kept machines in for longer than {format_duration(gate.max_block)}: {verdict.what}"
-        fleet.alarms[f"gate {name}"] = what
-        if name not in self._overdue:
-            self._overdue.add(name)
-            self._note(Event(time=now, kind="gate", cause="gate overdue", detail=what))
-
-    def _settle(self, name: str) -> None:
-        self._overdue.discard(name)
-        self._fleet.alarms.pop(f"gate {name}", None)
 
     # --- reading -------------------------------------------------------------------------
 
