@@ -252,7 +252,8 @@ class Runner:
             # It failed already, under the id that the reboot had in the step before.
             return HookOutcome(ok=False, detail=former.detail)
         self.going_down = True
-        return await self._wait_for_the_end(directive, intent.sent)
+        # A host that came back under the same boot_id counts its uptime anew.
+        return await self._wait_for_the_end(directive, min(intent.sent, self._host.boottime()))
 
     async def _wait_for_the_end(self, directive: Directive, since: float) -> HookOutcome:
         self.doing = "reboot: waiting for the end"

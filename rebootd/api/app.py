@@ -9,7 +9,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from rebootd.api import machines, operator, stream
+from rebootd.api import machines, operator, plans, stream
 from rebootd.api.bodies import problem
 from rebootd.api.door import DOOR, Door
 from rebootd.core.errors import (
@@ -46,6 +46,7 @@ def make_app(office: Office, *, token: str = "", metrics: Callable[[], bytes] | 
     machines.add_routes(app)
     stream.add_routes(app)
     operator.add_routes(app)
+    plans.add_routes(app)
     return app
 
 

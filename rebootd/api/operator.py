@@ -12,6 +12,7 @@ from rebootd.api.bodies import answer, decode, query, read
 from rebootd.api.door import DOOR, to_the_end
 from rebootd.core import operations, operations_cycles, operations_policy
 from rebootd.core.errors import InvalidInput
+from rebootd.core.model import CycleState
 from rebootd.core.operations_inputs import Because
 from rebootd.core.policy import render_policy
 
@@ -48,7 +49,7 @@ def add_routes(app: web.Application) -> None:
         _shown(lambda d, r: views.explanation(d.snapshot(), d.decision(), r.match_info["name"])),
     )
     get("/v1/cycles", _shown(lambda d, _: views.cycles(d.snapshot())))
-    get("/v1/cycles/{id}", _shown(lambda d, r: views.cycle(d.snapshot(), d.decision(), r.match_info["id"])))
+    get("/v1/cycles/{id}", _shown(_cycle))
     get("/v1/holds", _shown(lambda d, _: views.holds(d.snapshot())))
     get("/v1/windows", _shown(lambda d, _: views_places.windows(d.snapshot())))
     get("/v1/gates", _shown(lambda d, _: views_gates.gates(d.snapshot(), d.decision())))
@@ -91,6 +92,12 @@ def _daemon(request: web.Request) -> dict[str, object]:
 
 def _machines(desk: Desk, request: web.Request) -> shapes.Machines:
     return views.machines(desk.snapshot(), desk.decision(), **request.query)
+
+
+def _cycle(desk: Desk, request: web.Request) -> shapes.CycleShow:
+    shown = views.cycle(desk.snapshot(), desk.decision(), request.match_info["id"])
+    running = shown.cycle.state is CycleState.RUNNING
+    return msgspec.structs.replace(shown, estimate=desk.estimate(shown.cycle.id) if running else None)
 
 
 def _show_policy(desk: Desk, _request: web.Request) -> shapes.PolicyShow:
@@ -140,6 +147,7 @@ async def _start_cycle(request: web.Request) -> web.StreamResponse:
         failure_budget=asked.failure_budget,
         because=_because(asked),
         allow_empty=asked.allow_empty,
+        waves=asked.waves,
         emergency=asked.emergency,
         skip_gates=asked.skip_gates,
     )

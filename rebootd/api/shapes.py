@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from rebootd.core.forecast import Estimate
 from rebootd.core.model import Blocker, Cycle, Event, Halt, Hold, Machine
 from rebootd.core.operations_cycles import Counts
 from rebootd.core.operations_policy import PolicyDiff
@@ -36,6 +37,17 @@ class CycleAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     by: str = ""
     reason: str = ""
     allow_empty: bool = False
+    waves: bool = True
+    emergency: bool = False
+    skip_gates: tuple[str, ...] = ()
+
+
+class PlanAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A cycle that is only thought of. ``waves`` tells whether it would go in the policy's waves."""
+
+    selector: str
+    target: str = ""
+    waves: bool = True
     emergency: bool = False
     skip_gates: tuple[str, ...] = ()
 
@@ -72,7 +84,7 @@ class CycleView(msgspec.Struct, frozen=True, kw_only=True):
 class CycleShow(msgspec.Struct, frozen=True, kw_only=True):
     """One cycle with everything to follow it by. ``machines`` maps those that are out for it to their
     states, ``failed`` and ``skipped`` map names to what is remembered; ``blockers`` says why machines
-    wait, most frequent first.
+    wait, most frequent first. ``estimate`` is null until there is one.
     """
 
     now: float
@@ -83,6 +95,7 @@ class CycleShow(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[str, str] = {}
     skipped: dict[str, str] = {}
     blockers: tuple[Reason, ...] = ()
+    estimate: Estimate | None = None
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -140,7 +153,11 @@ class MachineShow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a machine is where it is. ``report_age`` is seconds since its last report (null: none yet)."""
+    """Why a machine is where it is. ``report_age`` is seconds since its last report (null: none yet).
+
+    ``says`` is a sentence for a machine that waits for nothing. ``deadline`` is when its state is given up (null:
+    never). ``flag`` says that a reboot did not change what was required.
+    """
 
     now: float
     machine: str
@@ -153,6 +170,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     reboot_required: str = "unknown"
     reboot_reasons: tuple[str, ...] = ()
     blockers: tuple[Blocker, ...] = ()
+    says: str = ""
+    deadline: float | None = None
+    flag: str = ""
 
 
 class Holds(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,10 +272,10 @@ class PolicyApplied(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GateRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One gate. ``verdict`` is ``pass``, ``block``, ``unknown``, or ``idle`` while nobody waits; ``about`` what it asks.
+    """One gate. ``verdict`` is ``pass``, ``block``, ``unknown``, or ``idle`` while nobody waits; ``about`` says of what.
 
-    ``since`` is since when it says so, ``shut`` since when it has kept machines in (null: it does not), ``read`` when the
-    latest reading began (null: none yet). ``overdue``: shut for longer than ``max_block`` seconds.
+    ``since`` is since when it says so, ``shut`` since when it has kept machines in (null: it does not), ``read`` when
+    the latest reading began (null: none yet). ``overdue``: shut for longer than ``max_block`` seconds.
     """
 
     name: str
@@ -292,7 +312,9 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):
-    """Something a person must look at. ``kind``: aside, conflict, store, clock, quarantine, cycle."""
+    """Something a person must look at. ``kind``: aside, conflict, store, clock, quarantine, cycle, breaker, power,
+    power-loss, flag.
+    """
 
     kind: str
     what: str

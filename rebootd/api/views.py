@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from rebootd.api import shapes
 from rebootd.api.views_places import racks, windows
 from rebootd.core.advance import ENDED
+from rebootd.core.breakers import Breakers
 from rebootd.core.errors import InvalidInput
+from rebootd.core.failures import power_loss
 from rebootd.core.gates import overdue
 from rebootd.core.limits import Capacity, unheard
 from rebootd.core.model import CycleState, State
 from rebootd.core.operations import known_racks, need_machine, need_rack
 from rebootd.core.operations_cycles import Counts, need_cycle, progress
+from rebootd.core.power import spent
 from rebootd.core.selectors import parse_selector
 
 if TYPE_CHECKING:
@@ -112,7 +115,9 @@ def explanation(snapshot: Snapshot, decision: Decision, name: str) -> shapes.Exp
             rack=aside.rack if aside else "",
             report_age=age,
             blockers=blockers,
+            says=_says(snapshot, record, blockers),
         )
+    limit = snapshot.policy.deadlines.of(record.state)
     return shapes.Explanation(
         now=snapshot.now,
         machine=name,
@@ -125,7 +130,23 @@ def explanation(snapshot: Snapshot, decision: Decision, name: str) -> shapes.Exp
         reboot_required=record.reboot_required.value,
         reboot_reasons=record.reboot_reasons,
         blockers=blockers,
+        says=_says(snapshot, record, blockers),
+        deadline=max(record.since, snapshot.leading_since) + limit if limit is not None else None,
+        flag=record.flag,
     )
+
+
+def _says(snapshot: Snapshot, record: Machine | None, blockers: tuple[Blocker, ...]) -> str:
+    """What there is to say of a machine that waits for nothing."""
+    if blockers:
+        return ""
+    if record is None:
+        return "it has no record yet"
+    if record.state is not State.IN_SERVICE:
+        return "nothing blocks it: it goes on at the leader's next tick"
+    if unheard(snapshot, record.name):
+        return "nothing wants it out; its agent does not call, so it counts as unavailable"
+    return "nothing wants it out: nobody holds it, and no cycle waits for it"
 
 
 def _record(snapshot: Snapshot, decision: Decision, name: str) -> Machine | None:
@@ -229,11 +250,27 @@ def alarms(snapshot: Snapshot) -> tuple[shapes.Alarm, ...]:
         for c in snapshot.cycles.values()
         if c.state is CycleState.HALTED
     ]
+    out += _failures(snapshot)
     out += [
         shapes.Alarm(kind="quarantine", what=row.cause, since=row.since, machine=row.name)
         for row in quarantine(snapshot).machines
     ]
     return tuple(out)
+
+
+def _failures(snapshot: Snapshot) -> list[shapes.Alarm]:
+    """Breakers that are open, caps that are reached, reboots that changed nothing, and a power loss."""
+    out = [shapes.Alarm(kind="breaker", what=b.blocker.what, since=b.since) for b in Breakers(snapshot).open]
+    rule, count = snapshot.policy.failures.power, spent(snapshot)
+    if rule.address and count >= rule.per_hour:
+        what = f"{count} power cycles in the last hour, at most {rule.per_hour} are allowed: no more are made"
+        out.append(shapes.Alarm(kind="power", what=what))
+    lost = power_loss(snapshot)
+    if lost:
+        what = f"{lost} machines boot unplanned together: a power loss, nobody is quarantined for flapping"
+        out.append(shapes.Alarm(kind="power-loss", what=what))
+    flagged = [m for m in snapshot.machines.values() if m.flag]
+    return out + [shapes.Alarm(kind="flag", what=m.flag, since=m.since, machine=m.name) for m in flagged]
 
 
 def status(snapshot: Snapshot, daemon: dict[str, object]) -> shapes.Status:

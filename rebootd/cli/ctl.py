@@ -91,9 +91,9 @@ def _token(path: Path | None) -> str:
 
 
 def _register() -> None:
-    from rebootd.cli import ctl_change, ctl_cycle, ctl_gate, ctl_look, ctl_policy
+    from rebootd.cli import ctl_change, ctl_cycle, ctl_gate, ctl_look, ctl_plan, ctl_policy
 
-    for module in (ctl_look, ctl_cycle, ctl_change, ctl_policy, ctl_gate):
+    for module in (ctl_look, ctl_cycle, ctl_plan, ctl_change, ctl_policy, ctl_gate):
         for command in module.COMMANDS:
             cli.add_command(command)
 

@@ -48,14 +48,16 @@ class Client:
         self._token = token
         self._timeout = timeout
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **query: object) -> bytes:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, *, patience: float = 0.0, **query: object
+    ) -> bytes:
         """The body of the answer. What only looks is tried again while nobody leads; a change is not,
-        once it was sent.
+        once it was sent. ``patience`` is how long (seconds) the answer may take once a daemon has the request.
         """
         deadline = time.monotonic() + self._timeout
         while True:
             try:
-                return self._open(method, _target(path, query), body, deadline).read()
+                return self._open(method, _target(path, query), body, deadline, silence=patience).read()
             except (OSError, http.client.HTTPException) as error:
                 trouble = Trouble(f"the connection broke: {_reason(error)}", UNREACHABLE)
                 if method != "GET":

@@ -47,12 +47,22 @@ def cycle() -> None:
 @click.option("--target", default="", metavar="SELECTOR", help="What a machine must match after its reboot.")
 @click.option("--failure-budget", metavar="N|N%", help="Failed machines that are tolerated. Default: the policy's.")
 @click.option("--allow-empty", is_flag=True, help="Start it although no machine matches yet.")
-@click.option("--emergency", is_flag=True, help="Go outside of windows too. Needs --reason; never passes limits or quorum.")
-@click.option("--skip-gate", multiple=True, metavar="NAME", help="With --emergency: go past this gate. May be repeated.")
+@click.option("--no-waves", is_flag=True, help="All at once as far as the policy's waves go.")
+@click.option("--emergency", is_flag=True, help="Go outside of windows too; needs --reason. Limits and quorum stay.")
+@click.option("--skip-gate", multiple=True, metavar="NAME", help="With --emergency: go past this gate too; repeatable.")
 @reason_option
 @with_ctl
 def start(
-    ctl: Ctl, cycle_id: str, selector: str, target: str, failure_budget: str | None, allow_empty: bool, reason: str
+    ctl: Ctl,
+    cycle_id: str,
+    selector: str,
+    target: str,
+    failure_budget: str | None,
+    allow_empty: bool,
+    no_waves: bool,
+    emergency: bool,
+    skip_gate: tuple[str, ...],
+    reason: str,
 ) -> None:
     """Start a cycle. ID is new: 1 to 64 characters of A-Z a-z 0-9 . _ -"""
     ctl.change(
@@ -63,6 +73,7 @@ def start(
         target=target,
         failure_budget=number("failure_budget", failure_budget) if failure_budget is not None else None,
         allow_empty=allow_empty,
+        waves=not no_waves,
         emergency=emergency,
         skip_gates=list(skip_gate),
         reason=reason,
@@ -128,8 +139,13 @@ def _show(s: shapes.CycleShow) -> Iterator[RenderableType]:
             ("started", f"{when(c.created, now)} by {c.by or '?'}"),
             ("changed", when(c.changed, now)),
             ("reason", c.reason or "-"),
+            *((("estimate", _estimate(s)),) if c.state.value == "running" else ()),
             ("failures", f"{s.counts.failed}, {c.failure_budget} tolerated"),
-            *((("emergency", (f"it skips {', '.join(('windows', *c.skip_gates))}", "bold red")),) if c.emergency else ()),
+            *(
+                (("emergency", (f"it skips {', '.join(('windows', *c.skip_gates))}", "bold red")),)
+                if c.emergency
+                else ()
+            ),
         ],
         now,
     )
@@ -144,6 +160,19 @@ def _show(s: shapes.CycleShow) -> Iterator[RenderableType]:
         yield text("\nwhat machines wait for", "bold")
         blockers = [(str(r.machines), r.blocker.kind, r.blocker.what, r.blocker.clears) for r in s.blockers]
         yield table(("machines", "kind", "what", "who can clear it"), blockers, now)
+
+
+def _estimate(s: shapes.CycleShow) -> str:
+    """When it should end, as of the last computation."""
+    from rebootd.cli.ctl_plan import ends
+
+    e = s.estimate
+    if s.cycle.standing:
+        return f"it never ends; {e.to_go} machines to go" if e is not None else "it never ends"
+    if e is None:
+        return "being computed; see also: rebootctl plan --cycle " + s.cycle.id
+    never = f"; {e.never} machines can never go, see: rebootctl plan --cycle {s.cycle.id}" if e.never else ""
+    return f"ends {ends(e, s.now)}{never}, as of {ago(e.at, s.now)}"
 
 
 @cycle.command(example="rebootctl cycle watch kernel-6.12.9")

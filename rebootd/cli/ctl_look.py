@@ -154,6 +154,10 @@ def _machine(m: shapes.MachineShow) -> Iterator[RenderableType]:
         ]
         if r.permit:
             rows.append(("permit", f"for boot {r.permit.boot_id} until {when(r.permit.until, now)}"))
+        if r.flag:
+            rows.append(("flag", (r.flag, "bold red")))
+        if r.retry:
+            rows.append(("retry", f"{r.retry.what} failed {r.retry.attempts} times; again {when(r.retry.at, now)}"))
         if r.evidence:
             rows.append(("evidence", r.evidence))
     rows.append(("heard", when(m.seen, now) if m.seen is not None else "not by this leader"))
@@ -187,13 +191,15 @@ def _explain(e: shapes.Explanation) -> Iterator[RenderableType]:
         f"cycle: {e.cycle or 'none'}; reboot required: {e.reboot_required} {'; '.join(e.reboot_reasons)}".rstrip()
     )
     yield text(f"last report: {f'{span(e.report_age)} ago' if e.report_age is not None else 'none to this leader'}")
+    if e.flag:
+        yield text(f"flagged: {e.flag}", "bold red")
+    if e.deadline is not None:
+        yield text(f"given up: {when(e.deadline, e.now)}, if it is {e.state} until then")
     if e.blockers:
         yield text("it waits for", "bold")
         yield blocker_table(e.blockers, e.now)
     else:
-        yield text(
-            "nothing blocks it, and nothing wants it rebooted" if e.state == "in-service" else "nothing blocks it"
-        )
+        yield text(e.says)
 
 
 def blocker_table(blockers: tuple[Blocker, ...], now: float) -> RenderableType:

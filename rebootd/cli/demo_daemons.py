@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -75,14 +74,10 @@ class Daemons:
         data = msgspec.json.encode(body) if body is not None else None
         return await asyncio.to_thread(self.client.ask, method, path, data)
 
-    def pid(self, id_: str) -> int:
-        """A daemon's process id."""
-        return self._children[id_].pid
-
-    def kill(self, id_: str) -> None:
-        """Ends one at once, with SIGKILL."""
+    async def kill(self, id_: str) -> None:
+        """Ends one at once, with SIGKILL; returns when it has ended."""
         self.killed.add(id_)
-        self._children[id_].signal(signal.SIGKILL)
+        await self._children[id_].end()
 
     def tail(self) -> str:
         """The ends of their logs."""

@@ -194,7 +194,7 @@ class Story:
         before = await consul.epoch(0, 1.0)
         self._failover = Failover(killed=id_, at=time.time())
         began = time.monotonic()
-        daemons.kill(id_)
+        await daemons.kill(id_)
         self._screen.note(f"the leader {id_} was killed with SIGKILL", "bold red")
         epoch = await consul.epoch(before, 60.0)
         if epoch <= before:

@@ -116,13 +116,19 @@ class Registry:
     async def run(self) -> None:
         """Until cancelled: registers what is missing on the local agent, and puts the prepared query right.
 
-        Never gives up on an operating error. Does not deregister when cancelled.
+        What an earlier daemon of the same id left is removed first. Never gives up on an operating error. Does not
+        deregister when cancelled.
         """
         loop = asyncio.get_running_loop()
         query_due = loop.time()
-        working = True
+        working, fresh = True, True
         while True:
             try:
+                if fresh and await self.registered():
+                    # Left by a killed daemon of the same id: its check asks a port that nobody serves, and as long as
+                    # it stands, so does the dead one's session.
+                    await self.deregister()
+                fresh = False
                 if not await self.registered():
                     await self.register()
                 if loop.time() >= query_due:

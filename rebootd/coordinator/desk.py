@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from rebootd.core.decision import Change, Decision
-    from rebootd.core.model import Event, Snapshot
+    from rebootd.core.forecast import Estimate, Forecast
+    from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
 
 
@@ -26,6 +27,14 @@ class Desk(Protocol):
 
     def decision(self) -> Decision:
         """The latest decision, made on a snapshot not older than the last tick."""
+        ...
+
+    async def forecast(self, cycle_id: str = "", extra: Cycle | None = None) -> Forecast:
+        """What is expected of a cycle, of all cycles (``""``), or of ``extra``, which does not exist. Changes nothing."""
+        ...
+
+    def estimate(self, cycle_id: str) -> Estimate | None:
+        """The latest estimate of a running cycle, at most about half a minute old while it is asked for (None: not yet)."""
         ...
 
     def policy_text(self) -> tuple[str, int]:

@@ -17,6 +17,7 @@ import structlog
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
 from rebootd.coordinator.fleet import Fleet
+from rebootd.coordinator.forecasts import Forecasts
 from rebootd.coordinator.gates.health import HealthWatch
 from rebootd.coordinator.gates.keeper import GateKeeper
 from rebootd.coordinator.history import History
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from rebootd.coordinator.gates.sight import Sight
     from rebootd.coordinator.metrics import Metrics
     from rebootd.coordinator.redfish import Restarter
-    from rebootd.core.model import Event, Snapshot
+    from rebootd.core.forecast import Estimate, Forecast
+    from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
     from rebootd.store.port import Op, Store
 
@@ -114,6 +116,7 @@ class Leader:
         self.fleet = Fleet(self._keys)
         self._ring = Ring(self._keys)
         self._history = History(self.fleet, new_id)
+        self.forecasts = Forecasts(self.snapshot, self.apply)
         self._waiting = Waiting()
         self._dirty = asyncio.Event()
         self._plans: deque[tuple[Callable[[Snapshot], Change], asyncio.Future[Change]]] = deque()
@@ -169,6 +172,7 @@ class Leader:
                 if self._power is not None:
                     group.create_task(self._power.run())
                 group.create_task(self._ticks())
+                group.create_task(self.forecasts.keep())
         except ExceptionGroup as group_:
             _, bugs = group_.split(RebootdError)
             if bugs is not None:
@@ -393,6 +397,14 @@ class Leader:
     def decision(self) -> Decision:
         """The latest decision."""
         return self._decision
+
+    async def forecast(self, cycle_id: str = "", extra: Cycle | None = None) -> Forecast:
+        """What is expected of a cycle, of all, or of one that does not exist yet."""
+        return await self.forecasts.of(cycle_id, extra)
+
+    def estimate(self, cycle_id: str) -> Estimate | None:
+        """What is known of a cycle's end."""
+        return self.forecasts.estimate(cycle_id)
 
     def policy_text(self) -> tuple[str, int]:
         """The policy as stored, and its index."""

@@ -13,7 +13,9 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from rebootd.core.breakers import Breakers
 from rebootd.core.gates import overdue
+from rebootd.core.power import spent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -95,6 +97,12 @@ class FleetCollector(Collector):
         yield _single("rebootd_records_aside", "Machine records that cannot be read", len(snapshot.asides))
         yield _single("rebootd_identity_conflicts", "Names that two machines report", len(snapshot.conflicts))
         yield _single("rebootd_faults", "Faults that keep machines from going out", len(snapshot.faults))
+        yield _single(
+            "rebootd_breakers_open", "Label values whose machines are held back", len(Breakers(snapshot).open)
+        )
+        yield _single("rebootd_power_cycles_last_hour", "Out-of-band power cycles in the last hour", spent(snapshot))
+        flagged = sum(1 for m in snapshot.machines.values() if m.flag)
+        yield _single("rebootd_flagged_machines", "Machines that a reboot did not bring what was required", flagged)
         machines = GaugeMetricFamily(
             "rebootd_machines", "Machines by state, rack and cycle", labels=["state", "rack", "cycle"]
         )
@@ -122,7 +130,9 @@ class FleetCollector(Collector):
 
 def _gates(snapshot: Snapshot, decision: Decision) -> Iterable[Metric]:
     """What each gate says while somebody waits, and which have said no for too long."""
-    said = GaugeMetricFamily("rebootd_gate", "1 for what each gate says (idle: nobody waits)", labels=["gate", "verdict"])
+    said = GaugeMetricFamily(
+        "rebootd_gate", "1 for what each gate says (idle: nobody waits)", labels=["gate", "verdict"]
+    )
     late_family = GaugeMetricFamily(
         "rebootd_gate_overdue", "1 for a gate that keeps machines in for longer than its max_block", labels=["gate"]
     )

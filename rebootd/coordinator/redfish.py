@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -53,13 +54,13 @@ class Redfish:
     async def restart(self, record: PowerCycle, objection: Callable[[], str]) -> Outcome:
         """Finds the system and its reset, asks once more, and sends it. One POST, never repeated."""
         try:
-            auth, context = await asyncio.to_thread(self._prepare)
+            headers, context = await asyncio.to_thread(self._prepare)
         except (OSError, ValueError) as error:
             return Outcome(sent=False, detail=f"the credentials cannot be used: {error}")
         posted = False
         try:
             connector = aiohttp.TCPConnector(ssl=context if context is not None else True)
-            async with aiohttp.ClientSession(connector=connector, auth=auth, timeout=self._timeout) as session:
+            async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=self._timeout) as session:
                 target, kind = await _reset(session, record)
                 why = objection()
                 if why:
@@ -75,13 +76,14 @@ class Redfish:
             )
         return Outcome(sent=True, detail=f"{kind} accepted by {record.address}{target}")
 
-    def _prepare(self) -> tuple[aiohttp.BasicAuth, ssl.SSLContext | None]:
+    def _prepare(self) -> tuple[dict[str, str], ssl.SSLContext | None]:
         """Read anew each time: credentials are rotated while a leader lives."""
         lines = self._credentials.read_text(encoding="utf-8").splitlines()
         if len(lines) < 2 or not lines[0]:
             raise ValueError(f"{self._credentials} must have the user on its first line and the password on its second")
         context = ssl.create_default_context(cafile=str(self._ca)) if self._ca is not None else None
-        return aiohttp.BasicAuth(lines[0], lines[1]), context
+        token = b64encode(f"{lines[0]}:{lines[1]}".encode()).decode()
+        return {"Authorization": f"Basic {token}"}, context
 
 
 class _NoSuchThing(Exception):

@@ -37,7 +37,7 @@ class Admission:
         self.steps: list[MachineStep] = []
         self.reasons: dict[str, tuple[Blocker, ...]] = {}
         self.wanted: set[str] = set()
-        """Racks in which somebody still waits to go and nothing but capacity is in the way."""
+        """Open racks in which somebody still waits to go and nothing but capacity is in the way."""
         self.others = False
         """Whether a machine goes, or waits for capacity alone, that is in no quorum group."""
         self.renewing: set[str] = set()
@@ -60,25 +60,31 @@ def admit(view: View, settled: frozenset[str]) -> Admission:
 def choose(view: View, wanting: dict[str, list[Wish]]) -> Admission:
     """The machines of ``wanting`` that go out now; members of quorum groups once no other could go, and alone."""
     out = Admission()
-    ordered, last = rack_order(view, wanting), view.pace.last
+    last = view.pace.last
+    open_to = frozenset(c.id for c in view.cycles if view.runs(c) and not view.closed_for(c.id))
+    opened = view.capacity.open
+    full = len(opened) >= view.snapshot.policy.open_racks and not last
+    # No other rack could be opened, so there is no need to ask who goes first.
+    ordered = rack_order(view, [r for r in wanting if r in opened] if full else wanting, wanting)
     for rack in ordered:
-        _admit_rack(view, rack, wanting[rack], out)
+        _admit_rack(view, rack, wanting[rack], open_to, out)
     if last and not out.others and not out.steps:
         out.others = any(
             (m := view.snapshot.machines.get(name)) is not None and m.cycle and m.state in WORKING
             for name in view.capacity.lost
         )
     for rack in ordered if last and not out.others else ():
-        _admit_rack(view, rack, wanting[rack], out, members=True)
+        _admit_rack(view, rack, wanting[rack], open_to, out, members=True)
         if out.steps:
             break
     return out
 
 
-def _admit_rack(view: View, rack: str, wishes: list[Wish], out: Admission, *, members: bool = False) -> None:
+def _admit_rack(
+    view: View, rack: str, wishes: list[Wish], open_to: frozenset[str], out: Admission, *, members: bool = False
+) -> None:
     if view.stops or not rack or _rack_blockers(view, rack):
         return
-    open_to = {c.id for c in view.cycles if view.runs(c) and not view.closed_for(c.id)}
     pace, before = view.pace, len(out.steps)
 
     def runnable() -> Iterator[Wish]:
@@ -104,8 +110,7 @@ def _could(view: View, wish: Wish) -> bool:
     m, cycle, _ = wish
     tallies = (view.capacity.racks[m.rack], *view.capacity.limits_of(m))
     skip = view.skips(cycle.id) if cycle is not None else frozenset()
-    shut = view.safeguards.any and view.safeguards.blockers(m, skip) and not view.safeguards.renewing(m, skip)
-    kept = shut or _own(view, m) or held_back(view, m, cycle)
+    kept = view.safeguards.shuts(m, skip) or _own(view, m) or held_back(view, m, cycle)
     return not kept and all(t.maximum > 0 for t in tallies)
 
 
@@ -116,12 +121,13 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> N
     lock = view.snapshot.racks.get(rack)
     ours = lock is not None and lock.holder == "ours"
     safe = view.safeguards
+    shut = capacity.full_limits()
     if not view.ordered:
         runnable.sort(key=machine_order(view))
     for m, cycle, hold in runnable:
         if tally.full:
             return
-        if _own(view, m) or held_back(view, m, cycle) or any(t.full for t in capacity.limits_of(m)):
+        if capacity.mask_of(m) & shut or _own(view, m) or held_back(view, m, cycle):
             continue
         skip = view.skips(cycle.id) if cycle is not None else frozenset()
         if safe.any and safe.blockers(m, skip):
@@ -154,6 +160,7 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> N
             )
         )
         capacity.add(m)
+        shut = capacity.full_limits()
         safe.left(m)
         if not ours:
             # The lock lands with the first machine; the others of its rack go once it is held.
@@ -244,12 +251,13 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
     opened = open_racks(view) if many else None
     observed, conflicts, now = snapshot.observed, snapshot.conflicts, view.now
     patience = snapshot.policy.unreachable_after
-    failing, failed = snapshot.failing, view.may_hold_back
+    failing, tripped = snapshot.failing, bool(view.breakers.open)
     safe = view.safeguards
     marked = safe.any
-    limits = [(s.matches, t, _limit(t)) for s, t in view.capacity.limits if t.full]
+    limits = [_limit(t) for _, t in view.capacity.limits]
+    shut, mask_of = view.capacity.full_limits(), view.capacity.mask_of
     pace = view.pace
-    paced: dict[tuple[int, ...], tuple[Blocker, ...]] = {}
+    paced: dict[tuple[int, ...], tuple[tuple[Blocker, ...], ...]] = {}
     cycle_stops = {c.id: view.cycle_stop(c.id) for c in view.cycles}
     nothing = Blocker(
         kind="next", what="it is next: nothing blocks it", since=now, clears="the leader, at its next tick"
@@ -277,12 +285,7 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
             name = m.name
             if name in taken:
                 continue
-            mask = 0
-            bit = 1
-            for matches, _tally, _blocker in limits:
-                if matches(m):
-                    mask |= bit
-                bit <<= 1
+            mask = mask_of(m) & shut if shut else 0
             key = ("" if hold else cycle.id if cycle else "", mask, safe.mark(m) if marked else ())
             blockers = shared.get(key)
             if blockers is None:
@@ -290,7 +293,7 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
                 blockers = (
                     *(base if hold else (*base, *view.closed_for(key[0]))),
                     *((stop,) if stop else ()),
-                    *(b for i, (_, _, b) in enumerate(limits) if mask >> i & 1),
+                    *(b for i, b in enumerate(limits) if mask >> i & 1),
                     *(safe.blockers(m, view.skips(key[0])) if marked else ()),
                 )
                 shared[key] = blockers = blockers or (nothing,)
@@ -300,9 +303,15 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
                     slow = (*slow, goes_last(cycle.id, cycle.created))
                 if slow:
                     joined = (id(blockers), *map(id, slow))
-                    blockers = paced.setdefault(joined, slow if blockers == (nothing,) else (*blockers, *slow))
+                    kept = paced.get(joined)
+                    if kept is None:
+                        # The parts are kept as well: an id names an object only as long as it lives.
+                        both = slow if blockers == (nothing,) else (*blockers, *slow)
+                        kept = paced[joined] = (both, blockers, slow)
+                    blockers = kept[0]
             seen = observed.get(name)
-            if seen is None or now - seen.at > patience or name in conflicts or name in failing or m.turned_back or failed(m):
+            odd = m.turned_back or m.flag or m.retry is not None or tripped or name in conflicts or name in failing
+            if odd or seen is None or now - seen.at > patience:
                 own = (*_own(view, m), *held_back(view, m, cycle))
                 if not own:
                     reasons[name] = blockers

@@ -17,13 +17,14 @@ from rebootd.core.forgetting import forgotten
 from rebootd.core.model import Blocker, CycleState, Event, State
 from rebootd.core.power import stale
 from rebootd.core.quiet import quiet
-from rebootd.core.settle import Settled, create, settle
+from rebootd.core.settle import create, settle
 from rebootd.core.standing import changes
 from rebootd.core.states import WORKING
 from rebootd.core.view import View
 
 if TYPE_CHECKING:
     from rebootd.core.model import Cycle, Snapshot
+    from rebootd.core.walk import Settled
 
 KEPT_CYCLES = 50
 """Ended cycles that stay to be looked at."""
@@ -139,6 +140,8 @@ def unlocks_of(view: View, steps: list[MachineStep], admission: Admission) -> tu
     """
     ours = {rack for rack, lock in view.snapshot.racks.items() if lock.holder == "ours"}
     ours -= {s.after.rack for s in admission.steps if s.after is not None}
+    # Who sets out from held, or crashes just now, keeps the lock that is there.
+    ours -= {s.after.rack for s in steps if s.after is not None and s.after.state in WORKING}
     if not ours:
         return steps, ()
     after = {s.name: s.after for s in steps}
@@ -150,7 +153,7 @@ def unlocks_of(view: View, steps: list[MachineStep], admission: Admission) -> tu
             if rack not in admission.renewing:
                 unlocks.append(rack)
             continue
-        if any((a := after.get(name)) is None or a.state in WORKING for name in working):
+        if any(after.get(name) is None for name in working):
             continue
         if rack in admission.wanted or len(working) > 1:
             continue

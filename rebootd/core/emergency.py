@@ -22,9 +22,7 @@ def quorum_gates(policy: Policy) -> frozenset[str]:
     return frozenset(g.name for g in policy.gates if isinstance(g.test, (ConsulQuorum, NomadQuorum)))
 
 
-def check_emergency(
-    policy: Policy, *, emergency: bool, skip_gates: Sequence[str], because: Because
-) -> tuple[str, ...]:
+def check_emergency(policy: Policy, *, emergency: bool, skip_gates: Sequence[str], because: Because) -> tuple[str, ...]:
     """The gates to skip, each once.
 
     Raises InvalidInput for an emergency without a reason, for gates without an emergency, and for gates that the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rebootd.core.gates import Instances, Servers, Verdict, Word, clears, judge
-from rebootd.core.model import Blocker
+from rebootd.core.model import Blocker, State
 from rebootd.core.quorums import Group
 
 if TYPE_CHECKING:
@@ -63,14 +63,9 @@ class _Judged:
             return name
         return self._passing.get(name, 0) if name not in self._away else 0
 
-    @property
-    def alike(self) -> bool:
-        """Whether it says the same of every machine there is."""
-        return self.gate.covers is None and self.nodes is None and not self._members and not self._passing
-
-    def mark(self, machine: Machine) -> Key | None:
-        """Machines with equal marks are told the same; None is not covered at all."""
-        return self._key(machine) if self.covers(machine) else None
+    def named(self) -> frozenset[str]:
+        """Machines that it may treat each in its own way."""
+        return (self.nodes or frozenset()) | self._passing.keys() | self._members.keys()
 
     def verdict(self, machine: Machine) -> Verdict:
         """What it says of a machine that it covers."""
@@ -91,9 +86,7 @@ class _Judged:
         return self._blockers[key]
 
     def _judge(self, name: str) -> Verdict:
-        return judge(
-            self.gate, self.reading, now=self._now, changed=self.changed, away=self._away, leaving=name
-        )
+        return judge(self.gate, self.reading, now=self._now, changed=self.changed, away=self._away, leaving=name)
 
     def _blocker(self, verdict: Verdict) -> Blocker:
         return Blocker(
@@ -128,13 +121,15 @@ _SAYS = {Word.PASS: "passes", Word.UNKNOWN: "is unknown, which is not safe", Wor
 
 
 class Safeguards:
-    """Gates and quorum groups: for each machine the blockers that they are, shared between machines."""
+    """Gates and quorum groups: for each machine the blockers that they are, shared between machines.
+
+    ``any`` tells whether anybody at all is blocked; when not, nothing else need be asked.
+    """
 
     def __init__(self, snapshot: Snapshot, away: Mapping[str, float]) -> None:
         self._snapshot = snapshot
         self.gates = [_Judged(g, snapshot, away) for g in snapshot.policy.gates]
         self.groups = [Group(q, snapshot, away) for q in snapshot.policy.quorums]
-        self._tuples: dict[tuple[Blocker, ...], tuple[Blocker, ...]] = {}
         oldest = min((g.reading.at for g in self.gates if g.reading is not None), default=None)
         if oldest is not None:
             recent = [m for m in snapshot.machines.values() if m.since >= oldest]
@@ -143,50 +138,56 @@ class Safeguards:
         self._sort()
 
     def _sort(self) -> None:
-        """Keeps apart what needs no look at the machine: what is open to all, and what is shut for all."""
-        shut = [g for g in self.gates if not g.open_to_all]
-        self._shut = shut
-        self._quorums = [g for g in self.groups if g.shut]
-        self._asked: list[_Judged | Group] = [*(g for g in shut if not g.alike), *self._quorums]
-        self.any = bool(shut or self._quorums)
-
-    def blockers(self, machine: Machine, skip: frozenset[str] = frozenset()) -> tuple[Blocker, ...]:
-        """Every gate and quorum group that keeps the machine in. ``skip`` names gates that are not asked."""
-        if not self.any:
-            return ()
-        found: list[Blocker] = []
-        for gate in self._shut:
-            if gate.covers(machine) and gate.gate.name not in skip:
-                blocker = gate.blocker(machine)
-                if blocker is not None:
-                    found.append(blocker)
-        for group in self._quorums:
-            blocker = group.blocker(machine)
-            if blocker is not None:
-                found.append(blocker)
-        if not found:
-            return ()
-        made = tuple(found)
-        return self._tuples.setdefault(made, made)
+        """Keeps what is shut for somebody, and what tells those apart that it treats differently."""
+        self._found: dict[object, tuple[tuple[Blocker, ...], bool]] = {}
+        self._shut = [g for g in self.gates if not g.open_to_all]
+        self._groups = [g for g in self.groups if g.shut]
+        self._matchers = [g.gate.covers.matches for g in self._shut if g.gate.covers is not None]
+        self._named = frozenset().union(*(g.named() for g in self._shut))
+        self._members = [g.members for g in self._groups]
+        self.any = bool(self._shut or self._groups)
 
     def mark(self, machine: Machine) -> tuple[object, ...]:
         """What tells machines in service apart here: equal marks, equal blockers. Cheap, for the long lists."""
-        return tuple([g.mark(machine) for g in self._asked])
+        name = machine.name
+        return (
+            name if name in self._named else "",
+            *[matches(machine) for matches in self._matchers],
+            *[name in members for members in self._members],
+        )
+
+    def blockers(self, machine: Machine, skip: frozenset[str] = frozenset()) -> tuple[Blocker, ...]:
+        """Every gate and quorum group that keeps the machine in. ``skip`` names gates that are not asked."""
+        return self._find(machine, skip)[0] if self.any else ()
 
     def renewing(self, machine: Machine, skip: frozenset[str] = frozenset()) -> bool:
         """Whether all that keeps it in is a reading that is being renewed this very moment."""
-        if any(group.blocker(machine) is not None for group in self._quorums):
+        return self.any and self._find(machine, skip)[1]
+
+    def shuts(self, machine: Machine, skip: frozenset[str] = frozenset()) -> bool:
+        """Whether something other than a renewal keeps it in."""
+        if not self.any:
             return False
-        shut = [
-            g
-            for g in self._shut
-            if g.gate.name not in skip and g.covers(machine) and g.verdict(machine).word is not Word.PASS
-        ]
-        return bool(shut) and all(g.verdict(machine).renewing for g in shut)
+        blockers, renewing = self._find(machine, skip)
+        return bool(blockers) and not renewing
+
+    def _find(self, machine: Machine, skip: frozenset[str]) -> tuple[tuple[Blocker, ...], bool]:
+        key = (machine.name if machine.state is not State.IN_SERVICE else self.mark(machine), skip)
+        found = self._found.get(key)
+        if found is None:
+            blockers = [b for group in self._groups if (b := group.blocker(machine)) is not None]
+            renewing = not blockers
+            for gate in self._shut:
+                blocker = gate.blocker(machine) if gate.covers(machine) and gate.gate.name not in skip else None
+                if blocker is not None:
+                    blockers.append(blocker)
+                    renewing = renewing and gate.verdict(machine).renewing
+            found = self._found[key] = tuple(blockers), renewing and bool(blockers)
+        return found
 
     def turned(self, machine: Machine, patience: float, skip: frozenset[str] = frozenset()) -> Blocker | None:
         """Why a drained machine should come back: a gate blocks, or has been unknown for ``patience`` seconds."""
-        for group in self._quorums:
+        for group in self._groups:
             blocker = group.blocker(machine)
             if blocker is not None:
                 return blocker

@@ -85,7 +85,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """How long a gate has said what it says: ``word`` since ``since``; ``shut``: when it stopped passing (0: it passes)."""
+    """How long a gate has said its ``word``: since ``since``. ``shut`` is when it stopped passing (0: it passes)."""
 
     word: str
     since: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rebootd.core.membership import Membership
 from rebootd.core.model import State
 from rebootd.core.states import WORKING
 
@@ -105,7 +106,10 @@ class Capacity:
         self.limits = [(x.selector, Tally(f"limit {x.name}")) for x in policy.limits]
         self.open: dict[str, str] = {}
         self.lost: dict[str, float] = {}
-        matchers = [(s.matches, t) for s, t in self.limits]
+        self._membership = Membership([s for s, _ in self.limits])
+        self._groups: dict[int, list[Tally]] = {0: []}
+        self._masks: dict[str, int] = {}
+        limited, masks = bool(self.limits), self._masks
         now, patience = snapshot.now, policy.unreachable_after
         observed, conflicts, failing = snapshot.observed, snapshot.conflicts, snapshot.failing
         racks, members = self.racks, self.members
@@ -130,8 +134,9 @@ class Capacity:
                 tally.lost(name, since)
                 if m.state in WORKING and m.rack:
                     self.open.setdefault(m.rack, f"{name} is {m.state.value}")
-            for matches, limit in matchers:
-                if matches(m):
+            if limited:
+                masks[name] = mask = self._membership.mask(m)
+                for limit in self._group(mask):
                     limit.total += 1
                     if away:
                         limit.lost(name, since)
@@ -158,7 +163,23 @@ class Capacity:
 
     def limits_of(self, machine: Machine) -> list[Tally]:
         """The tallies, beside its rack's, that the machine counts in."""
-        return [tally for selector, tally in self.limits if selector.matches(machine)]
+        return self._group(self.mask_of(machine))
+
+    def mask_of(self, machine: Machine) -> int:
+        """The limits that the machine counts in: bit ``i`` for ``limits[i]``."""
+        if self._snapshot.machines.get(machine.name) is machine:
+            return self._masks.get(machine.name, 0)
+        return self._membership.mask(machine)
+
+    def full_limits(self) -> int:
+        """The limits that are full now, as bits."""
+        return sum(1 << i for i, (_, tally) in enumerate(self.limits) if tally.full)
+
+    def _group(self, mask: int) -> list[Tally]:
+        found = self._groups.get(mask)
+        if found is None:
+            found = self._groups[mask] = [tally for i, (_, tally) in enumerate(self.limits) if mask >> i & 1]
+        return found
 
     def note(self, before: Machine | None, after: Machine | None) -> bool:
         """Counts what a step of this decision shows: a machine that is out after all, a rack that is open.

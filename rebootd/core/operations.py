@@ -200,9 +200,7 @@ def clear_quarantine(snapshot: Snapshot, machine: str, because: Because) -> Chan
     record = snapshot.machines.get(machine)
     if record is None:
         raise Refused(f"{machine}'s record cannot be read: {snapshot.asides[machine].error}")
-    forgiven: dict[str, Any] = {
-        "flag": cleared_flag(record), "required_before": (), "unplanned_at": (), "retry": None
-    }
+    forgiven: dict[str, Any] = {"flag": cleared_flag(record), "required_before": (), "unplanned_at": (), "retry": None}
     if record.state is not State.QUARANTINED:
         return _clear_flag(snapshot, record, because, forgiven)
     after, event = advance(

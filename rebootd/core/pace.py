@@ -36,13 +36,17 @@ class Pace:
         self.fit = Fit(snapshot, verdict)
         self.any = bool(self.plans) or self.fit.tight
 
-    def later(self, now: float, verdict: WindowVerdict | None = None) -> None:
-        """Judges anew what depends on the clock, as the forecast's goes on; ``verdict`` if windows are another way."""
+    def later(self, now: float, verdict: WindowVerdict) -> bool:
+        """Judges anew what the clock changes, as the forecast's goes on; True when another wave has come."""
+        came = False
         for plan in self.plans.values():
-            plan.at(now, utc)
-        if verdict is not None:
+            if plan.stale or (plan.changes is not None and now >= plan.changes):
+                before = plan.current
+                came = plan.at(now, utc).current != before or came
+        if not verdict.open or verdict.until is not None:
             self.fit = Fit(self._snapshot, verdict, now)
         self.any = bool(self.plans) or self.fit.tight
+        return came
 
     def waits(self, machine: Machine, cycle: Cycle) -> Blocker | None:
         """Why the machine's wave of the cycle has not come yet, or None."""

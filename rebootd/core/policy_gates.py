@@ -226,9 +226,7 @@ def _consul_quorum(_fields: Fields) -> ConsulQuorum:
 
 
 def _nomad_quorum(fields: Fields) -> NomadQuorum:
-    return NomadQuorum(
-        address=fields.need("address", _address), token_file=fields.take("token_file", _path, "")
-    )
+    return NomadQuorum(address=fields.need("address", _address), token_file=fields.take("token_file", _path, ""))
 
 
 def _prometheus(fields: Fields) -> PrometheusQuery:
@@ -333,7 +331,6 @@ def describe(test: Test) -> str:
             return f"{test.query} {test.holds_when}{'' if test.every else ' for any series'}, says {test.address}"
         case NoAlerts():
             return f"no alert with {', '.join(test.matchers)} fires, says {test.address}"
-
 
 
 def layout_gates(gates: tuple[Gate, ...]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Out-of-band power: whether a machine that does not come back is power-cycled before it is quarantined (S3).
 
 The leave is a record of its own, one for each boot_id, given only in rebooting or verifying and only for a machine
-that is silent. It is committed before anything is sent. Who acts on it looks again, right before, with :func:`objection`.
+that is silent. It is committed before anything is sent. Who acts on it looks again right before: :func:`objection`.
 """
 
 from __future__ import annotations

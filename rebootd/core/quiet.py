@@ -19,4 +19,10 @@ def quiet(machine: Machine, report: Report) -> bool:
         and machine.reboot_reasons == report.reboot_reasons
         and machine.chassis == report.chassis
         and (machine.rack == report.rack or not report.rack)
+        and not out_by_itself(machine, report)
     )
+
+
+def out_by_itself(machine: Machine, report: Report) -> bool:
+    """Whether the host of a machine in service says, in full knowledge of its record, that it is out of service."""
+    return not report.in_service and report.index == machine.version

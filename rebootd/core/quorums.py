@@ -42,10 +42,6 @@ class Group:
         """Whether somebody is blocked by it."""
         return bool(self.members) and (self._small or bool(self._away))
 
-    def mark(self, machine: Machine) -> bool:
-        """Whether the machine is a member: those in service are all treated alike."""
-        return machine.name in self.members
-
     def left(self, machine: Machine) -> bool:
         """A machine is taken out by this very decision; True if it is a member."""
         if machine.name not in self.members:
@@ -98,9 +94,7 @@ def check_quorums(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
     """
     if not snapshot.machines:
         return ()
-    members = [
-        frozenset(m.name for m in snapshot.machines.values() if q.selector.matches(m)) for q in policy.quorums
-    ]
+    members = [frozenset(m.name for m in snapshot.machines.values() if q.selector.matches(m)) for q in policy.quorums]
     warnings = []
     for index, (quorum, names) in enumerate(zip(policy.quorums, members, strict=True)):
         path = f"quorums[{index}]"

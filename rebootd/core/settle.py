@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from rebootd.core.advance import advance, at_target, pending, transition_event, with_boot, with_outcome, with_reboot
-from rebootd.core.decision import Guard, Lane, MachineStep, PermitVerdict, directive_id
+from rebootd.core.advance import at_target, pending, transition_event, with_reboot
+from rebootd.core.decision import Guard, Lane, directive_id
 from rebootd.core.directives import step_of
 from rebootd.core.emergency import emergency_note
-from rebootd.core.failures import CHECKS, DRAIN, again, clock, flagged, flapping, undone, with_unplanned
+from rebootd.core.failures import CHECKS, DRAIN, again, clock, undone
+from rebootd.core.hearing import facts_of, hear, speaks_for
 from rebootd.core.limits import unheard
-from rebootd.core.model import Blocker, Event, Machine, Observation, Permit, State
+from rebootd.core.model import Blocker, Machine, Observation, Permit, State
 from rebootd.core.permits import judge, still_valid
-from rebootd.core.power import rescue, served
+from rebootd.core.power import rescue
+from rebootd.core.quiet import out_by_itself
 from rebootd.core.second_look import turned
 from rebootd.core.standing import required_since
 from rebootd.core.states import Happening
-from rebootd.core.wire import DirectiveKind, Tri
+from rebootd.core.walk import AGENT, OPERATOR, Settled, Walk, overdue, step, waits
+from rebootd.core.wire import DirectiveKind
 
 if TYPE_CHECKING:
     from rebootd.core.view import View
@@ -31,62 +34,11 @@ if TYPE_CHECKING:
 _IN_SERVICE: dict[str, Any] = {"cycle": "", "evidence": "", "booted": False, "planned": False}
 """What a record forgets when its machine is back. A permit is kept until its boot_id is gone: it stays the only one."""
 MISSED = "target not reached"
-AGENT = "the machine's agent"
-OPERATOR = "an operator"
-
-
-class Settled:
-    """What :func:`settle` found: a step or None, why the machine waits, a verdict if it asked."""
-
-    __slots__ = ("blockers", "step", "verdict")
-
-    def __init__(
-        self, step: MachineStep | None, blockers: tuple[Blocker, ...] = (), verdict: PermitVerdict | None = None
-    ) -> None:
-        self.step = step
-        self.blockers = blockers
-        self.verdict = verdict
-
-
-class _Walk:
-    """Follows one machine along the table as far as what is known now carries it."""
-
-    def __init__(self, view: View, machine: Machine) -> None:
-        self.view = view
-        self.now = view.now
-        self.first = machine
-        self.machine = machine
-        self.events: list[Event] = []
-        self.verdict: PermitVerdict | None = None
-        self.lane = Lane.BACK
-        self.guards: frozenset[Guard] = frozenset()
-
-    def go(self, happening: Happening, cause: str, detail: str = "", **facts: Any) -> None:
-        """One step along the table."""
-        self.machine, event = advance(
-            self.machine, happening, now=self.now, epoch=self.view.epoch, cause=cause, detail=detail, **facts
-        )
-        self.events.append(event)
-
-    def fail(self, happening: Happening, cause: str, detail: str, **facts: Any) -> None:
-        """One step that counts as a failure of the machine's cycle, with its evidence."""
-        outcomes = with_outcome(self.machine, f"failed: {cause}", self.view.snapshot.cycles)
-        evidence = f"{cause}: {detail}" if detail else cause
-        self.go(happening, cause, detail, **{"outcomes": outcomes, "evidence": evidence, "retry": None, **facts})
-
-    def fail_or_retry(self, happening: Happening, cause: str, detail: str) -> None:
-        """A drain that failed: the machine comes back, and is tried again if it was not tried often enough."""
-        retry = again(self.view.snapshot.policy, self.machine, DRAIN, self.now)
-        if retry is None:
-            self.fail(happening, cause, detail)
-        else:
-            said = f"{detail} (tried again at {clock(retry.at)})".lstrip()
-            self.go(happening, f"{cause}, to be tried again", said, retry=retry)
 
 
 def settle(view: View, machine: Machine, seen: Observation | None) -> Settled:
     """What follows for ``machine``, given what it last said (None: nothing to this leader)."""
-    walk = _Walk(view, machine)
+    walk = Walk(view, machine)
     blockers: tuple[Blocker, ...] = ()
     conflict = view.snapshot.conflicts.get(machine.name)
     if conflict is not None:
@@ -96,21 +48,21 @@ def settle(view: View, machine: Machine, seen: Observation | None) -> Settled:
             # The answer to its question was lost with the last leader: it asks again before it reports.
             blockers = _permit(walk)
         elif machine.state is not State.IN_SERVICE:
-            blockers = (_waits(machine, "agent", "its agent has not called since this leader began"),)
+            blockers = (waits(machine, "agent", "its agent has not called since this leader began"),)
     elif not speaks_for(seen.report, machine):
-        blockers = (_waits(machine, "agent", "the last call under its name was of an earlier boot or another machine"),)
+        blockers = (waits(machine, "agent", "the last call under its name was of an earlier boot or another machine"),)
     else:
-        _hear(walk, seen.report)
+        hear(walk, seen.report)
         blockers = _follow(walk, seen)
-    overdue_by = _overdue(view, walk.machine) if not walk.events else 0.0
+    overdue_by = overdue(view, walk.machine) if not walk.events else 0.0
     if overdue_by > 0:
         blockers = _give_up(walk, blockers, overdue_by)
     elif seen is not None and blockers and unheard(view.snapshot, machine.name):
         blockers = (*blockers, Blocker("unseen", "its agent has not called for too long", seen.at, AGENT))
-    return Settled(_step(walk), blockers, walk.verdict)
+    return Settled(step(walk), blockers, walk.verdict)
 
 
-def _give_up(walk: _Walk, blockers: tuple[Blocker, ...], overdue_by: float) -> tuple[Blocker, ...]:
+def _give_up(walk: Walk, blockers: tuple[Blocker, ...], overdue_by: float) -> tuple[Blocker, ...]:
     """The deadline ran out: out-of-band power where that is configured and allowed, else quarantine."""
     left = rescue(walk.view, walk.machine, overdue_by)
     if left.blocker is not None:
@@ -124,16 +76,6 @@ def _give_up(walk: _Walk, blockers: tuple[Blocker, ...], overdue_by: float) -> t
     return _quarantined(walk.machine)
 
 
-def speaks_for(report: Report, machine: Machine) -> bool:
-    """Whether the report is of this machine and not of one of its earlier boots.
-
-    The reception refuses such reports, but one can be accepted while the step that makes it stale is still landing.
-    Taken for a new boot it would put the old boot_id back, and the living machine would be refused from then on.
-    """
-    stale = report.boot_id != machine.boot_id and report.boot_id in machine.boots
-    return not stale and (report.machine_id == machine.machine_id or not machine.machine_id)
-
-
 def create(view: View, seen: Observation) -> Settled:
     """The record of a machine that reports for the first time, and what follows at once."""
     report = seen.report
@@ -144,66 +86,27 @@ def create(view: View, seen: Observation) -> Settled:
         since=view.now,
         boot_id=report.boot_id,
         epoch=view.epoch,
+        version=_beyond(report),
         cause="first report",
         machine_id=report.machine_id,
         required_since=required_since(None, report.reboot_required, view.now),
-        **_facts(report),
+        **facts_of(report),
     )
-    walk = _Walk(view, machine)
+    walk = Walk(view, machine)
     walk.events.append(transition_event(None, machine, now=view.now, cause="first report"))
     blockers = _follow(walk, seen)
-    step = _step(walk)
-    return Settled(replace(step, before=None) if step else None, blockers)
+    made = step(walk)
+    return Settled(replace(made, before=None) if made else None, blockers)
 
 
-def _facts(report: Report) -> dict[str, Any]:
-    return {
-        "kernel": report.kernel,
-        "chassis": report.chassis,
-        "labels": report.labels,
-        "reboot_required": report.reboot_required,
-        "reboot_reasons": report.reboot_reasons,
-    }
+def _beyond(report: Report) -> int:
+    """A version that the agent has not seen yet: it knows the directives of a record that was forgotten by their ids."""
+    said = report.result.id.split("/")[-2:-1] if report.result is not None else []
+    known = [report.index, *(int(v) for v in said if v.isascii() and v.isdigit() and len(v) <= 12)]
+    return max(known) + 1
 
 
-def _hear(walk: _Walk, report: Report) -> None:
-    """Takes over the facts of the report, and a new boot_id if there is one."""
-    m = walk.machine
-    facts = {k: v for k, v in _facts(report).items() if getattr(m, k) != v}
-    if "reboot_required" in facts:
-        facts["required_since"] = required_since(m, report.reboot_required, walk.now)
-    # The rack is frozen from drain until the machine is back: its lock and its limits depend on it.
-    if report.rack and report.rack != m.rack and m.state is State.IN_SERVICE:
-        facts["rack"] = report.rack
-    if facts:
-        walk.machine = m = replace(m, **facts)
-    if report.boot_id == m.boot_id:
-        walk.machine = flagged(m)
-        return
-    planned = m.state is State.REBOOTING and m.permit is not None and m.permit.boot_id == m.boot_id
-    powered = not planned and served(walk.view.snapshot, m)
-    caused = planned or powered
-    counts: dict[str, Any] = {} if caused else {"unplanned": m.unplanned + 1, "unplanned_at": with_unplanned(m, walk.now)}
-    required = walk.first.reboot_reasons if walk.first.reboot_required is Tri.YES else ()
-    detail = f"boot_id {m.boot_id} -> {report.boot_id}"
-    walk.go(
-        Happening.BOOT,
-        "planned boot" if planned else "boot after a power cycle" if powered else "unplanned boot",
-        detail,
-        planned=planned,
-        required_before=required,
-        flag="",
-        retry=None,
-        **with_boot(m, report.boot_id),
-        **counts,
-    )
-    walk.machine = flagged(walk.machine)
-    too_often = "" if caused or walk.machine.state is not State.VERIFYING else flapping(walk.view, walk.machine)
-    if too_often:
-        walk.fail(Happening.VERIFY_FAILED, "flapping", too_often)
-
-
-def _follow(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
+def _follow(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     """Walks on from state to state while what was heard allows it."""
     if _by_hand(walk, seen.report):
         return ()
@@ -214,7 +117,7 @@ def _follow(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
             return blockers
 
 
-def _by_hand(walk: _Walk, report: Report) -> bool:
+def _by_hand(walk: Walk, report: Report) -> bool:
     """Break-glass: someone enabled the host with no coordinator; the record follows the truth."""
     m = walk.machine
     if not (report.by_hand and report.in_service) or m.state is State.IN_SERVICE:
@@ -228,17 +131,20 @@ def _by_hand(walk: _Walk, report: Report) -> bool:
     return True
 
 
-def _in_service(_walk: _Walk, _seen: Observation) -> tuple[Blocker, ...]:
+def _in_service(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
+    if out_by_itself(walk.machine, seen.report):
+        # It lost its journal, or somebody wrote it anew: it stays out until it is told to come back.
+        walk.go(Happening.FOUND_OUT, "out of service on its host")
     return ()
 
 
-def _draining(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
+def _draining(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     m, result = walk.machine, _result(walk.machine, seen.report, DirectiveKind.DRAIN)
     unwanted = _unwanted(walk)
     if unwanted is not None:
         walk.go(Happening.RETURN, f"brought back: {unwanted.what}")
     elif result is None:
-        return (_waits(m, "agent", "its agent is draining it"),)
+        return (waits(m, "agent", "its agent is draining it"),)
     elif result.ok:
         walk.go(Happening.DRAIN_DONE, "drained", result.detail)
     else:
@@ -246,7 +152,7 @@ def _draining(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
     return ()
 
 
-def _drained(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
+def _drained(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     m, result = walk.machine, _result(walk.machine, seen.report, DirectiveKind.REBOOT)
     if walk.view.hold_of(m) is not None:
         walk.go(Happening.HOLD, "held")
@@ -263,7 +169,7 @@ def _drained(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
     return _permit(walk)
 
 
-def _unwanted(walk: _Walk) -> Blocker | None:
+def _unwanted(walk: Walk) -> Blocker | None:
     """Why a machine on its way to a reboot should come back instead, if it should."""
     view, m = walk.view, walk.machine
     if not m.cycle:
@@ -291,20 +197,20 @@ def _unwanted(walk: _Walk) -> Blocker | None:
     return None
 
 
-def _permit(walk: _Walk) -> tuple[Blocker, ...]:
+def _permit(walk: Walk) -> tuple[Blocker, ...]:
     """Judges a permit that was asked for; a machine that has not asked yet just waits."""
     m, view = walk.machine, walk.view
     request = view.snapshot.asking.get(m.name)
     if walk.events:
         # A permit is judged on what the store holds, not on steps that have yet to land.
-        return (_waits(m, "permit", "it may ask for its permit now"),)
+        return (waits(m, "permit", "it may ask for its permit now"),)
     verdict, blockers = judge(view, m, request)
     walk.verdict = verdict
     if verdict is None or not verdict.granted or request is None:
         return blockers
     if m.state is State.REBOOTING:
         if still_valid(view, m):
-            return (_waits(m, "agent", "it has its permit and is to reboot now"),)
+            return (waits(m, "agent", "it has its permit and is to reboot now"),)
         permit = Permit(request.boot_id, request.nonce, view.now + view.snapshot.policy.permit_valid, view.epoch)
         walk.machine = replace(m, permit=permit, epoch=view.epoch)
         walk.events.append(transition_event(m, walk.machine, now=view.now, cause="permit renewed for the same nonce"))
@@ -317,7 +223,7 @@ def _permit(walk: _Walk) -> tuple[Blocker, ...]:
     return blockers
 
 
-def _rebooting(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
+def _rebooting(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     m = walk.machine
     result = _result(m, seen.report, DirectiveKind.REBOOT)
     if result is not None and not result.ok:
@@ -325,18 +231,18 @@ def _rebooting(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
         return ()
     if m.name in walk.view.snapshot.asking and not walk.events and walk.verdict is None:
         return _permit(walk)
-    return (_waits(m, "agent", f"it is rebooting; boot_id {m.boot_id} has not been replaced yet"),)
+    return (waits(m, "agent", f"it is rebooting; boot_id {m.boot_id} has not been replaced yet"),)
 
 
-def _verifying(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
+def _verifying(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     m, check = walk.machine, seen.report.boot_check
     if check.status == "failed":
         # Only a check made in knowledge of this step counts: a cleared quarantine asks for a new one.
         if seen.report.index != m.version:
-            return (_waits(m, "agent", "its checks after boot failed; they are asked for once more"),)
+            return (waits(m, "agent", "its checks after boot failed; they are asked for once more"),)
         return _checks_failed(walk, check.detail)
     if check.status != "passed":
-        return (_waits(m, "agent", "its checks after boot are still running"),)
+        return (waits(m, "agent", "its checks after boot are still running"),)
     cycle = walk.view.snapshot.cycles.get(m.cycle) if m.cycle else None
     # Who was cleared after it missed the target has been looked at by a person: it is not judged by that again.
     missed = m.booted and cycle is not None and bool(cycle.target) and not at_target(cycle, m)
@@ -352,7 +258,7 @@ def _verifying(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
     return ()
 
 
-def _checks_failed(walk: _Walk, detail: str) -> tuple[Blocker, ...]:
+def _checks_failed(walk: Walk, detail: str) -> tuple[Blocker, ...]:
     """Failed checks are judged once more after a pause (the agent repeats them by itself), then they count."""
     m, retry = walk.machine, walk.machine.retry
     if retry is None or retry.what != CHECKS or walk.now >= retry.at:
@@ -364,26 +270,26 @@ def _checks_failed(walk: _Walk, detail: str) -> tuple[Blocker, ...]:
         said = f"checks after boot failed, asked for once more until {clock(retry.at)}"
         told = transition_event(m, walk.machine, now=walk.now, cause=said, detail=detail)
         walk.events.append(replace(told, kind="retry", to=""))
-    return (_waits(m, "agent", f"its checks after boot failed; they are judged again at {clock(retry.at)}: {detail}"),)
+    return (waits(m, "agent", f"its checks after boot failed; they are judged again at {clock(retry.at)}: {detail}"),)
 
 
-def _enabling(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
+def _enabling(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     m, result = walk.machine, _result(walk.machine, seen.report, DirectiveKind.ENABLE)
     if result is None:
-        return (_waits(m, "agent", "its agent is enabling it"),)
+        return (waits(m, "agent", "its agent is enabling it"),)
     if not result.ok:
         walk.fail(Happening.ENABLE_FAILED, "enable failed", result.detail)
         return ()
     soak = walk.view.snapshot.policy.soak
     since = seen.enabled_at or walk.now
     if walk.now < since + soak:
-        return (_waits(m, "soak", f"it soaks for {soak:.0f} s after it was enabled", "time"),)
+        return (waits(m, "soak", f"it soaks for {soak:.0f} s after it was enabled", "time"),)
     retry = m.retry if m.retry is not None and m.retry.what == DRAIN else None
     walk.go(Happening.ENABLED, "enabled", retry=retry, **_IN_SERVICE)
     return ()
 
 
-def _held(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
+def _held(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     m, view = walk.machine, walk.view
     holds = view.holds_of(m)
     if holds:
@@ -404,7 +310,7 @@ def _held(walk: _Walk, seen: Observation) -> tuple[Blocker, ...]:
         return _permit(walk)
     if m.booted and seen.report.boot_check.status != "passed":
         said = seen.report.boot_check.detail or seen.report.boot_check.status
-        return (_waits(m, "agent", f"it was released, and its checks after boot have not passed: {said}"),)
+        return (waits(m, "agent", f"it was released, and its checks after boot have not passed: {said}"),)
     walk.go(Happening.RELEASE, "released")
     return ()
 
@@ -420,7 +326,7 @@ def held_by(kind: str, name: str, reason: str, by: str, since: float) -> Blocker
     )
 
 
-def _quarantined_state(walk: _Walk, _seen: Observation) -> tuple[Blocker, ...]:
+def _quarantined_state(walk: Walk, _seen: Observation) -> tuple[Blocker, ...]:
     return _quarantined(walk.machine)
 
 
@@ -453,35 +359,3 @@ def _result(m: Machine, report: Report, kind: DirectiveKind) -> Result | None:
     if result is None or result.kind is not kind:
         return None
     return result if result.id == directive_id(m.name, step_of(m), kind.value) else None
-
-
-def _waits(m: Machine, kind: str, what: str, clears: str = AGENT) -> Blocker:
-    return Blocker(kind=kind, what=what, since=m.since, clears=clears)
-
-
-def _overdue(view: View, m: Machine) -> float:
-    """How much too long (s) the machine's state has lasted; 0 when it has not.
-
-    A leader counts from its own beginning at the earliest: after an outage of Consul the machines
-    must have a chance to call before they are judged.
-    """
-    limit = view.snapshot.policy.deadlines.of(m.state)
-    if limit is not None and m.state is State.ENABLING:
-        # The soak is time that we ask for, not time that the machine takes.
-        limit += view.snapshot.policy.soak
-    if limit is None:
-        return 0.0
-    return max(0.0, view.now - max(m.since, view.snapshot.leading_since) - limit)
-
-
-def _step(walk: _Walk) -> MachineStep | None:
-    if walk.machine is walk.first and not walk.events:
-        return None
-    return MachineStep(
-        name=walk.machine.name,
-        before=walk.first,
-        after=walk.machine,
-        events=tuple(walk.events),
-        lane=walk.lane,
-        guards=walk.guards,
-    )

@@ -32,6 +32,7 @@ class Happening(StrEnum):
     DEADLINE = "deadline"
     CLEAR = "clear"
     BY_HAND = "by-hand"
+    FOUND_OUT = "found-out"
 
 
 class Who(StrEnum):
@@ -58,6 +59,8 @@ _H = Happening
 TABLE: tuple[Rule, ...] = (
     Rule(_S.IN_SERVICE, _H.TAKE_OUT, Who.COORDINATOR, _S.DRAINING),
     Rule(_S.IN_SERVICE, _H.BOOT, Who.AGENT, _S.VERIFYING),
+    # The record says in-service, the host says out: what we took out of service we bring back.
+    Rule(_S.IN_SERVICE, _H.FOUND_OUT, Who.AGENT, _S.VERIFYING),
     Rule(_S.DRAINING, _H.DRAIN_DONE, Who.AGENT, _S.DRAINED),
     Rule(_S.DRAINING, _H.DRAIN_FAILED, Who.AGENT, _S.ENABLING),
     Rule(_S.DRAINING, _H.RETURN, Who.COORDINATOR, _S.ENABLING),

@@ -45,14 +45,17 @@ class View:
         self.power: list[PowerStep] = []
         """Power cycles that this decision asks for."""
 
-    def later(self, snapshot: Snapshot) -> None:
-        """Goes on to a later moment of the same fleet, as the forecast does: judges anew what the clock changes."""
+    def later(self, snapshot: Snapshot) -> bool:
+        """Goes on to a later moment of the same fleet, as the forecast does: judges anew what the clock changes.
+
+        True when another wave of a cycle has come.
+        """
         self.snapshot, self.now = snapshot, snapshot.now
         until = self.windows.until if self.windows.open else self.windows.next
         if until is not None and until <= self.now:
             self.windows = judge_windows(snapshot.policy, snapshot.windows, self.now)
             self.closed = self._closed()
-        self.pace.later(self.now, self.windows)
+        return self.pace.later(self.now, self.windows)
 
     @cached_property
     def power_loss(self) -> int:

@@ -48,6 +48,8 @@ class WavePlan:
         self.current = 0
         self.changes: float | None = None
         """When the clock alone lets the next wave come, if it does."""
+        self.stale = False
+        """Whether a wave has lost its last machine to go since :meth:`at` was asked."""
         self._left: list[set[str]] = [set() for _ in waves]
         self._ended = [0.0 for _ in waves]
         self._blockers: dict[int, Blocker] = {}
@@ -78,13 +80,14 @@ class WavePlan:
             self._ended[number] = max(self._ended[number], machine.ended)
         if over or machine.state in _AWAY or needs_person(machine, self._policy):
             self._left[number].discard(machine.name)
+            self.stale = self.stale or not self._left[number]
         else:
             self._left[number].add(machine.name)
 
     def at(self, now: float, show: Callable[[float], str]) -> WavePlan:
         """Judges which wave has come at ``now``; ``show`` writes times."""
         begins, last = self.cycle.created, len(self.waves) - 1
-        self.changes = None
+        self.changes, self.stale = None, False
         for number, wave in enumerate(self.waves):
             self.current = number
             if self._left[number] or number == last:

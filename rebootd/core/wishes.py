@@ -87,20 +87,24 @@ def waiting_since(wish: Wish) -> float:
     return machine.required_since if cycle.standing else cycle.created
 
 
-def rack_order(view: View, wanting: dict[str, list[Wish]]) -> list[str]:
-    """Racks that are open, then the listed ones, then by oldest wish and the policy's order; the leader's own last."""
+def rack_order(view: View, racks: Iterable[str], wanting: dict[str, list[Wish]]) -> list[str]:
+    """``racks`` in the order in which they go, ``wanting`` being their wishes.
+
+    Racks that are open, then the listed ones, then by oldest wish and the policy's order; the leader's own last.
+    """
     ranks, opened = view.pace.ranks, view.capacity.open
     own = view.snapshot.machines.get(view.snapshot.leader_node)
     own_rack = own.rack if own is not None else ""
     behind = len(view.snapshot.policy.rack_order.listed)
     alike = len(view.cycles) == 1 and not view.cycles[0].standing and not view.holds
-    oldest = {} if alike else {rack: _oldest(view, wishes) for rack, wishes in wanting.items()}
+    racks = list(racks)
+    oldest = {} if alike else {rack: _oldest(view, wanting[rack]) for rack in racks}
 
     def key(rack: str) -> tuple[bool, bool, int, float, tuple[int, int, str]]:
         rank = ranks[rack]
         return (rack not in opened, rack == own_rack and rank[0] == behind, rank[0], oldest.get(rack, 0.0), rank)
 
-    return sorted(wanting, key=key)
+    return sorted(racks, key=key)
 
 
 def _oldest(view: View, wishes: list[Wish]) -> float:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision, MachineStep, directive_id
 from rebootd.core.errors import NotLeader, Refused
+from rebootd.core.forecast import Estimate, Forecast, run
 from rebootd.core.model import (
     Cycle,
     Event,
@@ -74,6 +75,15 @@ class FakeDesk:
 
     def decision(self) -> Decision:
         return decide(self.snapshot())
+
+    async def forecast(self, cycle_id: str = "", extra: Cycle | None = None) -> Forecast:
+        snapshot = self.snapshot()
+        if extra is not None:
+            snapshot = replace(snapshot, cycles={**snapshot.cycles, extra.id: extra})
+        return run(snapshot, extra.id if extra is not None else cycle_id)
+
+    def estimate(self, cycle_id: str) -> Estimate | None:
+        return run(self.snapshot(), cycle_id).cycles.get(cycle_id)
 
     def policy_text(self) -> tuple[str, int]:
         return self.text, self.index

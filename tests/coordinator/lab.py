@@ -22,6 +22,8 @@ from rebootd.store.port import Lock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from rebootd.coordinator.gates.sight import Sight
+    from rebootd.coordinator.redfish import Restarter
     from rebootd.core.model import Machine
 
 LEADER = "rebootd/leader"
@@ -40,7 +42,9 @@ class Lab:
         self.metrics = Metrics(CollectorRegistry())
 
     @asynccontextmanager
-    async def leader(self, *, node: str = "") -> AsyncIterator[Leader]:
+    async def leader(
+        self, *, node: str = "", sight: Sight | None = None, restarter: Restarter | None = None
+    ) -> AsyncIterator[Leader]:
         """A leader that runs for the length of the block."""
         loop = asyncio.get_running_loop()
         session = await self.store.create_session("leader")
@@ -53,6 +57,8 @@ class Lab:
             self.metrics,
             wall=time.time,
             new_id=lambda: f"w{next(self._ids)}",
+            sight=sight,
+            restarter=restarter,
         )
         opened = asyncio.Event()
         task = asyncio.create_task(leader.run(lambda _: opened.set()))

@@ -31,7 +31,7 @@ POLICIES = (
     GENTLE,
     replace(GENTLE, open_racks=2, rack_unavailable=Amount(2)),
     replace(GENTLE, rack_unavailable=Amount(50, True), limits=(Limit("db", DB, Amount(1)),)),
-    replace(GENTLE, window_required=True, soak=10),
+    replace(GENTLE, window_required=True, soak=90),
     replace(GENTLE, open_racks=2, limits=(Limit("all", ALL, Amount(25, True)), Limit("web", WEB, Amount(2)))),
     replace(GENTLE, open_racks=3, rack_unavailable=Amount(3), limits=(Limit("db", DB, Amount(0)),)),
     replace(GENTLE, rack_unavailable=Amount(0)),
@@ -142,7 +142,12 @@ def mends_records(sim: Simulation) -> None:
 
 def claims_a_name(sim: Simulation) -> None:
     host = sim.rng.choice(list(sim.hosts.values()))
-    sim.called(replace(host.report(sim), machine_id="id-of-a-clone", boot_id=f"{host.name}-clone"))
+    clone = replace(host.report(sim), machine_id="id-of-a-clone", boot_id=f"{host.name}-clone", in_service=True)
+    if sim.rng.random() < 0.5:
+        sim.called(clone)
+    else:
+        # It called when there was no record yet that could tell the two apart.
+        sim.late.append(clone)
 
 
 def settles_conflicts(sim: Simulation) -> None:
@@ -174,7 +179,8 @@ def appears(sim: Simulation) -> None:
 
 
 def is_enabled_by_hand(sim: Simulation) -> None:
-    sim.rng.choice(list(sim.hosts.values())).enabled_by_hand()
+    out = [sim.hosts[m.name] for m in sim.machines.values() if m.state is not State.IN_SERVICE]
+    sim.rng.choice(out or list(sim.hosts.values())).enabled_by_hand()
 
 
 def loses_a_journal(sim: Simulation) -> None:

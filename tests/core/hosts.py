@@ -29,6 +29,8 @@ class Host:
         self.back_at = 0.0
         self.results: dict[str, Result] = {}
         self.last: Result | None = None
+        self.ghost: Report | None = None
+        self.said: Report | None = None
         self.start()
 
     @property
@@ -37,7 +39,8 @@ class Host:
         return f"{self.name}-b{self.boot}"
 
     def start(self) -> None:
-        """A new boot: out of service, nothing checked, no nonce."""
+        """A new boot: out of service, nothing checked, no nonce. ``ghost`` is the last word of the boot before."""
+        self.ghost, self.said = self.said, None
         self.boot += 1
         self.up = self.agent = True
         self.check = CheckResult()
@@ -83,7 +86,8 @@ class Host:
         if self._reboots(sim):
             return
         self._works(sim)
-        sim.called(self.report(sim))
+        self.said = self.report(sim)
+        sim.called(self.said)
         self._obeys(sim)
 
     def _reboots(self, sim: Simulation) -> bool:
@@ -107,11 +111,12 @@ class Host:
         directive, _ = self.doing
         if directive.kind is DirectiveKind.REBOOT:
             self.nonce = self.nonce or sim.new_nonce()
+            before = f"{self.name}-b{self.boot - 1}"
             sim.asks(
                 PermitRequest(
                     name=self.name,
                     machine_id=self.machine_id,
-                    boot_id=directive.boot_id,
+                    boot_id=before if sim.mishap(0.03) else directive.boot_id,
                     nonce=self.nonce,
                     directive=directive.id,
                     epoch=directive.epoch,

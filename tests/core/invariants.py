@@ -44,13 +44,15 @@ class Invariants:
         self.s1_open_racks(snapshot, decision)
         self.s2_limits(snapshot, decision)
         self.s5_coming_back_asks_nobody(decision)
+        self.s5_only_what_has_proved_itself_comes_back(snapshot, decision)
+        self.a_rack_is_unlocked_only_when_nobody_works_in_it(snapshot, decision)
         self.s6_unknown_is_not_safe(snapshot, decision)
         self.halt_window_and_cycle_are_obeyed(snapshot, decision)
         self.s8_everyone_who_waits_is_told_why(snapshot, decision)
+        assert decide(snapshot) == decision, "the same snapshot gave another decision"
         if self.decisions % 3 == 0:
             self.s5_nothing_delays_coming_back(snapshot, decision)
             self.quiescence(snapshot, decision)
-            assert decide(snapshot) == decision, "the same snapshot gave another decision"
 
     # --- S1 ------------------------------------------------------------------------------
 
@@ -70,6 +72,18 @@ class Invariants:
         elif out:
             # A permit opens nothing: what a release opens in the same decision does not count against it.
             assert len(opened) <= snapshot.policy.open_racks, f"S1: {[s.name for s in out]} go while {opened} are open"
+
+    def a_rack_is_unlocked_only_when_nobody_works_in_it(self, snapshot: Snapshot, decision: Decision) -> None:
+        """Our lock goes with the last machine's step or after it, and never while somebody is being sent out."""
+        after = {s.name: s.after for s in decision.steps}
+        given_up = {s.unlock for s in decision.steps if s.unlock} | set(decision.unlocks)
+        for name, m in snapshot.machines.items():
+            if m.rack in given_up:
+                then = after.get(name) or m
+                assert then.state not in ON_THE_WAY, f"{m.rack} is unlocked while {name} is {then.state}"
+        for step in decision.steps:
+            mine = step.before.rack if step.before else ""
+            assert step.unlock in {"", mine}, f"{step.name} of {mine} unlocks {step.unlock}"
 
     # --- S2 ------------------------------------------------------------------------------
 
@@ -107,6 +121,8 @@ class Invariants:
         if before is not None:
             assert after.version >= before.version, f"{step.name}: a step went back"
             assert after.state is before.state or after.version > before.version, f"{step.name}: silent transition"
+        if step.lane is Lane.OUT:
+            assert self.sim.racks.get(after.rack) is OURS, f"S1: {step.name} goes while we do not hold {after.rack}"
         permit = after.permit
         if permit is None or (before is not None and before.permit == permit):
             return
@@ -139,6 +155,15 @@ class Invariants:
             if step.lane is Lane.BACK:
                 assert not step.guards, f"S5: {step.name} comes back under guards {sorted(step.guards)}"
                 assert not step.lock, f"S5: {step.name} needs the lock of {step.lock} to come back"
+
+    def s5_only_what_has_proved_itself_comes_back(self, snapshot: Snapshot, decision: Decision) -> None:
+        """After a boot nobody is enabled whose present boot has not passed its checks."""
+        for step in decision.steps:
+            if step.after is None or step.after.state is not State.ENABLING or not step.after.booted:
+                continue
+            said = snapshot.observed[step.name].report
+            assert said.boot_id == step.after.boot_id, f"S5: {step.name} comes back by the word of {said.boot_id}"
+            assert said.boot_check.status == "passed", f"S5: {step.name} comes back unproved"
 
     def s5_nothing_delays_coming_back(self, snapshot: Snapshot, decision: Decision) -> None:
         """Who comes back, comes back under a halt, with windows closed, racks locked by others, a mad clock too."""

@@ -118,8 +118,11 @@ class Simulation:
                 return
             if report.boot_id in record.boots and report.boot_id != record.boot_id:
                 return
+        # Accepted, and put down only after the next decision has landed: also what the boot before this one said.
+        ghost = self.hosts[report.name].ghost
+        if ghost is not None and record is not None and record.boot_id == ghost.boot_id and self.mishap(0.2):
+            self.late.append(ghost)
         if self.mishap(0.05):
-            # Accepted, and put down only after the next decision has landed.
             self.late.append(report)
         if not self.mishap(0.1):
             self.hear(report)

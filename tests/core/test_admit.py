@@ -367,3 +367,17 @@ def test_a_release_in_the_middle_of_a_cycle_does_not_keep_the_cycle_from_ending(
     assert step is not None
     assert step.after is not None
     assert step.after.state is S.ENABLING
+
+
+def test_reasons_are_those_of_the_machines_own_rack() -> None:
+    """They are shared between machines; once a rack's could be told to the machines of the next one."""
+    machines = [
+        machine(f"m{r}-{n}", f"r{r}", S.QUARANTINED if n == 0 else S.IN_SERVICE) for r in range(60) for n in range(3)
+    ]
+    short = window(NOW - 5, NOW + 30)
+    decision = decide(world(*machines, policy=replace(CLOSED, open_racks=99), windows=(short,)))
+    for m in machines:
+        if m.state is S.IN_SERVICE:
+            (full,) = (b for b in decision.reasons[m.name] if b.kind == "limit")
+            assert full.what.startswith(f"rack {m.rack}: "), f"{m.name} of {m.rack} is told of {full.what}"
+            assert len(decision.reasons[m.name]) == 2

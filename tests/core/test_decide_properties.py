@@ -16,7 +16,8 @@ from tests.core.simulation import Simulation
 
 SEEDS = range(60)
 ROUNDS = 300
-ENOUGH_IN_CHAOS = 4
+GOOD_TIMES = (*POLICIES[:3], replace(GENTLE, soak=90))
+ENOUGH_IN_CHAOS = 3
 ENOUGH_AFTER = 3
 """A seed in which fewer of the 9 machines reboot by our hand proves too little."""
 
@@ -56,17 +57,16 @@ def comes_to_rest(sim: Simulation) -> int:
 def test_chaos_then_rest(seed: int) -> None:
     sim = chaos(seed)
     by_then = len(sim.permitted)
-    # One machine may stay held; it must not keep the others of its rack from going.
-    sim.heal(replace(GENTLE, rack_unavailable=Amount(2)))
-    for kept in list(sim.machine_holds)[1:]:
-        del sim.machine_holds[kept]
+    kept = list(sim.machine_holds)[: seed % 2]
+    # A machine that stays held must not keep the others of its rack from going.
+    sim.heal(replace(GENTLE, rack_unavailable=Amount(2)) if kept else GENTLE)
+    sim.machine_holds = {name: sim.machine_holds[name] for name in kept}
     sim.rack_holds.clear()
     sim.cycles["last"] = Cycle(id="last", selector="*", created=sim.now, failure_budget=99)
     comes_to_rest(sim)
 
-    held = set(sim.machine_holds)
     for m in sim.machines.values():
-        rests = {State.HELD} if m.name in held else {State.IN_SERVICE, State.QUARANTINED}
+        rests = {State.HELD} if m.name in kept else {State.IN_SERVICE, State.QUARANTINED}
         assert m.state in rests, f"L1: {m.name} rests as {m.state}"
     again = decide(sim.snapshot())
     assert [again.steps, again.locks, again.unlocks, again.cycles] == [(), (), (), ()], "L1: something is left to do"
@@ -76,8 +76,8 @@ def test_chaos_then_rest(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_in_good_times_every_machine_of_a_cycle_reboots_exactly_once(seed: int) -> None:
-    sim = Simulation(seed, POLICIES[seed % 3], racks=4, per_rack=3)
-    for _ in range(10):
+    sim = Simulation(seed, GOOD_TIMES[seed % len(GOOD_TIMES)], racks=4, per_rack=3)
+    for _ in range(45):
         sim.round(3)
     assert all(m.state is State.IN_SERVICE for m in sim.machines.values())
     sim.cycles["k1"] = Cycle(id="k1", selector="*", target=["", "kernel=6.12"][seed % 2], created=sim.now)

@@ -76,6 +76,8 @@ class Slot:
     def kill(self) -> None:
         """SIGKILL, and a new daemon at once, as Nomad would start it."""
         assert self.child is not None
+        if self.again is not None and not self.again.done():
+            return  # dead already, and the next one is about to start
         self.child.signal(signal.SIGKILL)
         self.fleet.kills += 1
         # A task of its own: the relay's handler ends with the connection of the daemon that was killed.

@@ -67,6 +67,7 @@ class Checks:
         self.known: dict[str, Machine] = {}
         """The same as a leader wrote or loaded it: what people wrote past it, it need not know."""
         self.asides: set[str] = set()
+        self.known_asides: set[str] = set()
         self.cycles: dict[str, Cycle] = {}
         self.policy: Policy = DEFAULT_POLICY
         self.permits: dict[str, dict[str, float]] = defaultdict(dict)
@@ -148,9 +149,11 @@ class Checks:
                 after = msgspec.json.decode(value, type=Machine)
             except msgspec.MsgspecError:
                 self.asides.add(name)
+        if ours:
+            self.known_asides.discard(name)
         if after is None:
             self.records.pop(name, None)
-            if ours or value is None:
+            if ours:
                 self.known.pop(name, None)
             return before, None
         self.records[name] = after
@@ -184,6 +187,7 @@ class Checks:
         holder = self.world.consul.entries[f"{PREFIX}leader"].session
         self.leadership = Seen(actor, holder)
         self.known = dict(self.records)
+        self.known_asides = set(self.asides)
         self.world.say(f"{actor} leads, epoch {epoch}")
 
     def _fenced(self, actor: str, ops: Sequence[Op]) -> None:
@@ -201,7 +205,14 @@ class Checks:
     # --- transitions ----------------------------------------------------------------------------
 
     def _transition(self, actor: str, before: Machine | None, after: Machine) -> None:
-        if before is None or before.version == after.version:
+        if before is None:
+            self.world.say(f"{after.name} is new: {after.state.value} v{after.version} by {actor}")
+            return
+        permit = after.permit
+        if permit is not None and permit != before.permit:
+            self.counts["permits"] += 1
+            self._permitted(before, after)
+        if before.version == after.version:
             return
         self.world.say(
             f"{after.name} {before.state.value} -> {after.state.value} ({after.cause}) v{after.version} by {actor}"
@@ -211,10 +222,6 @@ class Checks:
         if before.state is State.IN_SERVICE and after.state is State.DRAINING:
             self.counts["drains"] += 1
             self._going_out(before, after, "drains")
-        permit = after.permit
-        if permit is not None and permit != before.permit:
-            self.counts["permits"] += 1
-            self._permitted(before, after)
 
     def _permitted(self, before: Machine, after: Machine) -> None:
         permit = after.permit
@@ -289,7 +296,7 @@ class Checks:
     def _limits(self, after: Machine, what: str) -> None:
         policy, known = self.policy, self.known
         away = {name: self.unavailable(name) for name in known}
-        away |= dict.fromkeys(self.asides, True)
+        away |= dict.fromkeys(self.known_asides - known.keys(), True)
         members = [n for n, m in known.items() if m.rack == after.rack]
         self._limit(f"rack {after.rack}", members, away, policy.rack_unavailable.of(len(members)), after, what)
         for limit in policy.limits:
@@ -313,14 +320,16 @@ class Checks:
         """Whether the leader must count the machine as unavailable."""
         known, actual = self.known[name], self.records.get(name)
         if known.state is not State.IN_SERVICE:
-            # Edited by hand meanwhile, it may be either; then it is not held against the leader.
+            # Edited or deleted by hand meanwhile, it may be either; then it is not held against the leader.
             return actual is not None and actual.state is not State.IN_SERVICE
         seen = self.leadership
         if seen is None:
             return True
         heard = seen.heard.get(name)
         if heard is None:
-            return True
+            # It may have come before the epoch was raised, and have been parked.
+            station = self.world.daemons[seen.daemon].station
+            return all(call.box.name != name for call in station.open.values())
         return self.world.loop.now - heard > self.policy.unreachable_after + HEARD_GRACE + self.policy.clock_tolerance
 
     def open_racks(self) -> set[str]:

@@ -14,11 +14,12 @@ import heapq
 import itertools
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+T = TypeVar("T")
 OWNER: contextvars.ContextVar[Process | None] = contextvars.ContextVar("owner", default=None)
 LIVELOCK = 300_000
 """Steps at one moment of virtual time after which something runs in circles."""
@@ -54,9 +55,9 @@ class Process:
         """SIGKILL."""
         if self.alive:
             self.alive = False
-            self.backlog.clear()
             # Kept until the end: a coroutine that is collected would run its finally blocks.
             self.loop.graveyard += [t for t in self.loop.tasks() if t.owner is self]
+            self.backlog.clear()
             if self.on_death is not None:
                 self.on_death()
 
@@ -206,6 +207,14 @@ class SimLoop(asyncio.AbstractEventLoop):
     def world_task(self, work: Coroutine[Any, Any, Any]) -> SimTask:
         """A task that belongs to no process."""
         return SimTask(work, loop=self, name=None, context=_WORLD.copy())
+
+    def inside(self, what: Callable[[], T]) -> T:
+        """Does something of the world's between two runs, as if in the loop."""
+        asyncio._set_running_loop(self)
+        try:
+            return _WORLD.run(what)
+        finally:
+            asyncio._set_running_loop(None)
 
     def run(self, until: float) -> None:
         """Runs until the virtual time ``until``. Raises what went wrong."""

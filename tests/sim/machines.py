@@ -134,7 +134,6 @@ class SimHost(Host):
     async def reboot(self, boot_id: str, environ: Mapping[str, str]) -> Any:
         """Executes the reboot command, once per boot_id."""
         machine = self._machine
-        await asyncio.sleep(0.001)
         process = machine.process
         if process is not None:
             process.here()
@@ -143,6 +142,7 @@ class SimHost(Host):
         machine.markers.add(boot_id)
         machine.world.checks.rebooting(machine)
         machine.go_down()
+        await asyncio.sleep(0.001)
         return _Command(None)
 
     def reboot_output(self) -> str:

@@ -227,7 +227,7 @@ class SimLine:
             if not net.lost():
                 loop.after(net.latency(), call.arrive)
             if net.trouble.repeat and net.rng.random() < net.trouble.repeat:
-                echo = _Call(net, self._box, station, slash + rest, body, headers, loop.create_future())
+                echo = _Call(net, self._box, station, slash + rest, body, headers, _unheard(loop))
                 loop.after(net.latency() + net.rng.random() * 20, echo.arrive)
         timer = loop.call_later(timeout if reachable else min(timeout, CONNECT_TIMEOUT), _expire, answer)
         try:
@@ -237,6 +237,13 @@ class SimLine:
 
     async def close(self) -> None:
         """Nothing to end."""
+
+
+def _unheard(loop: SimLoop) -> asyncio.Future[Reply]:
+    """Nobody waits for this answer."""
+    nobody: asyncio.Future[Reply] = loop.create_future()
+    nobody.cancel()
+    return nobody
 
 
 def _expire(answer: asyncio.Future[Reply]) -> None:

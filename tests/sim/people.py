@@ -8,7 +8,7 @@ import msgspec
 
 from rebootd.core import operations
 from rebootd.core.errors import RebootdError
-from rebootd.core.model import CycleState
+from rebootd.core.model import CycleState, State
 from rebootd.core.operations_cycles import move_cycle, start_cycle
 from rebootd.core.operations_inputs import Because
 from rebootd.core.operations_policy import apply_policy
@@ -183,6 +183,14 @@ class People:
             if key.startswith("rebootd/holds/"):
                 kind, name = key.removeprefix("rebootd/holds/").split("/")
                 self.release(kind, name)
+                done = False
+        for name, record in list(self.world.checks.records.items()):
+            machine = self.world.machines[name]
+            if machine.gone and record.state in {State.QUARANTINED, State.HELD, State.IN_SERVICE}:
+                self.ask(lambda s, name=name: operations.forget(s, name, BECAUSE, force=True))  # type: ignore[misc]
+                done = False
+            elif record.state is State.QUARANTINED and machine.box.up:
+                self.clear(name)
                 done = False
         for cycle in self.world.checks.cycles.values():
             if cycle.state in {CycleState.PAUSED, CycleState.HALTED}:

@@ -104,23 +104,26 @@ def _play(world: World, people: People, faults: list[tuple[int, object]]) -> Non
         loop.run(min(end, loop.now + LOOK_EVERY))
         checks.look()
     world.say("HEALED")
-    world.heal()
+    loop.inside(world.heal)
     checks.disturbed(loop.now + 600.0)
     deadline = loop.now + plan.settle_for
     people_done, unsettled = False, "nothing was looked at"
     while loop.now < deadline:
         if not people_done:
-            people_done = people.clean_up()
+            people_done = loop.inside(people.clean_up)
         loop.run(loop.now + SETTLE_EVERY)
         checks.look()
         if loop.failure is not None:
             raise loop.failure
         unsettled = checks.unsettled()
         if not unsettled:
-            if people.clean_up():
+            if loop.inside(people.clean_up):
                 return
             people_done = False
-    checks.fail("L1", f"after {plan.settle_for / 3600:.1f} h without faults: {unsettled}")
+    desk = world.desk()
+    reasons = desk.decision().reasons if desk is not None else {}
+    said = "; ".join(f"{name}: {', '.join(b.what for b in why)}" for name, why in sorted(reasons.items())[:6])
+    checks.fail("L1", f"after {plan.settle_for / 3600:.1f} h without faults: {unsettled} [{said}]")
     assert loop.failure is not None
     raise loop.failure
 

@@ -115,7 +115,7 @@ class SimStore:
         if lands and self._reaches():
             servers.loop.after(delay, self._land, ops, answer)
             if trouble.twice and rng.random() < trouble.twice:
-                servers.loop.after(delay + rng.random() * 10, self._land, ops, servers.loop.create_future())
+                servers.loop.after(delay + rng.random() * 10, self._land, ops, _unheard(servers.loop))
         timer = servers.loop.call_later(timeout, _unknown, answer)
         try:
             return await answer  # type: ignore[no-any-return]
@@ -217,6 +217,13 @@ class SimStore:
             return await answer
         finally:
             timer.cancel()
+
+
+def _unheard(loop: SimLoop) -> asyncio.Future[Any]:
+    """Nobody waits for this answer."""
+    nobody: asyncio.Future[Any] = loop.create_future()
+    nobody.cancel()
+    return nobody
 
 
 def _settle(answer: asyncio.Future[Any], outcome: Any) -> None:

@@ -1,7 +1,7 @@
 """Which machines Consul says have failed: critical node checks, our own out mark aside.
 
-A critical check of a *node* (``serfHealth``, ``_node_maintenance``, or one of the fleet's own) takes all of its services
-out of Consul's answers, so the machine counts as unavailable, whatever its record says.
+A critical check of a *node* (``serfHealth``, ``_node_maintenance``, or one of the fleet's own) takes its services out
+of Consul's answers, so the machine counts as unavailable, whatever its record says.
 """
 
 from __future__ import annotations

@@ -45,11 +45,11 @@ class Health(msgspec.Struct, rename="pascal"):
 
 
 class Autopilot(msgspec.Struct, rename="pascal"):
-    """``/v1/operator/autopilot/health``."""
+    """``/v1/operator/autopilot/health``; no servers until autopilot has looked for the first time [measured]."""
 
     healthy: bool
     failure_tolerance: int
-    servers: list[Health]
+    servers: list[Health] | None = None
 
 
 def servers(raft: Raft, autopilot: Autopilot, machine_of: Callable[[str, str], str]) -> Servers:
@@ -59,7 +59,7 @@ def servers(raft: Raft, autopilot: Autopilot, machine_of: Callable[[str, str], s
     """
     if not raft.servers:
         raise Unreachable("raft's configuration has no servers")
-    known = {s.address: s for s in autopilot.servers}
+    known = {s.address: s for s in autopilot.servers or ()}
     members: dict[str, str] = {}
     for peer in raft.servers:
         seen = known.pop(peer.address, None)
