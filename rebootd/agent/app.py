@@ -12,15 +12,19 @@ from rebootd.agent import statefile
 from rebootd.agent.boot import begin, check_boot
 from rebootd.agent.client import Backoff
 from rebootd.agent.detect import Finding
+from rebootd.agent.farewell import Farewell
+from rebootd.agent.inhibit import Logind
 from rebootd.agent.loop import ReportLoop
 from rebootd.agent.outmark import MarkKeeper
 from rebootd.agent.outside import Outside, Reality
 from rebootd.agent.runner import BootChanged, Runner
+from rebootd.agent.unreachable import BY_ITSELF, Patience
 from rebootd.core.wire import Tri
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
+    from rebootd.agent.inhibit import Shutdowns
     from rebootd.agent.notify import Notifier
     from rebootd.agent.settings import AgentSettings
 
@@ -33,15 +37,18 @@ _log = structlog.get_logger("rebootd.agent")
 
 async def run_agent(settings: AgentSettings, environ: Mapping[str, str], notifier: Notifier) -> None:
     """Runs until cancelled. Raises ``InvalidInput`` when the host cannot be identified."""
+    delays = settings.inhibit == "always" or (settings.inhibit == "auto" and notifier.supervised)
     while True:
         try:
-            await Agent(settings, environ, notifier).run()
+            outside = Reality(settings, environ)
+            await outside.host.look(environ)
+            await Agent(settings, environ, notifier, outside, Logind() if delays else None).run()
         except BootChanged as error:
             _log.info("starting anew", why=str(error))
 
 
 class Agent:
-    """One life of the agent, within one boot. ``outside`` None is the real host."""
+    """One life of the agent, within one boot. ``outside`` None is the real host; ``shutdowns`` tells of others'."""
 
     def __init__(
         self,
@@ -49,7 +56,9 @@ class Agent:
         environ: Mapping[str, str],
         notifier: Notifier,
         outside: Outside | None = None,
+        shutdowns: Shutdowns | None = None,
     ) -> None:
+        self._shutdowns = shutdowns
         self._settings = settings
         self._environ = environ
         self._notifier = notifier
@@ -106,6 +115,8 @@ class Agent:
                     group.create_task(self._detect(environ)),
                     group.create_task(self._write_state()),
                     group.create_task(check_boot(self._journal, settings, environ, self._loop.wake, outside.hooks)),
+                    group.create_task(self._runner.keep_target()),
+                    *(group.create_task(work) for work in self._optional()),
                 ]
                 try:
                     await self._report()
@@ -117,6 +128,18 @@ class Agent:
             await outside.close()
         if self._lost is not None:
             raise self._lost
+
+    def _optional(self) -> list[Coroutine[None, None, None]]:
+        work: list[Coroutine[None, None, None]] = []
+        if self._settings.enable_after is not None:
+            patience = Patience(self._settings.enable_after, self._host, self._journal, self._runner, self._loop)
+            work.append(patience.run())
+        if self._shutdowns is not None:
+            farewell = Farewell(
+                self._host, self._journal, self._keeper, self._runner, self._loop, self._runner.drain_hooks
+            )
+            work.append(self._shutdowns.run(farewell.announced, farewell.called_off))
+        return work
 
     async def _report(self) -> None:
         try:
@@ -149,6 +172,9 @@ class Agent:
         problems = [self._journal.problem, contact.problem, self._keeper.problem]
         if self._journal.aside is not None:
             problems.append(f"the journal was damaged, kept at {self._journal.aside}")
+        by_itself = record.in_service and record.by_hand.startswith(BY_ITSELF)
+        if by_itself:
+            problems.append(f"enabled {record.by_hand}")
         waiting = self._runner.doing or contact.waiting_for
         if not waiting and not record.in_service:
             waiting = "a coordinator's word" if contact.at and not contact.problem else "a coordinator that answers"
@@ -168,6 +194,10 @@ class Agent:
             boot_check=record.boot_check.status,
             out_mark="none" if self._settings.mark == "none" else _MARKS[self._keeper.standing],
             by_hand=record.by_hand,
+            by_itself=by_itself,
+            announced=record.announced,
+            last_shutdown=record.last_shutdown,
+            shutdown_delay=self._shutdowns.allowed if self._shutdowns is not None else 0.0,
             problem="; ".join(dict.fromkeys(p for p in problems if p)),
             pid=os.getpid(),
             updated=self._host.now(),

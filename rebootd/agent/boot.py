@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rebootd.agent.host import Host
     from rebootd.agent.settings import AgentSettings
 
+KEPT_OUT = frozenset({"held", "quarantined"})
+"""States that outlast a boot."""
 _log = structlog.get_logger("rebootd.agent.boot")
 
 
@@ -32,14 +34,16 @@ def begin(journal: Journal, host: Host, settings: AgentSettings, name: str) -> R
     found = _load(journal)
     record = journal.record
     if found == "whole" and record.boot_id == boot_id:
-        changes: dict[str, object] = {"name": name}
-    elif found == "absent" and host.boottime() >= settings.fresh_boot:
+        # An agent that starts lives: what was announced to the one before did not come, or is announced again.
+        changes: dict[str, object] = {"name": name, "announced": "", "stopped": False}
+    elif found == "absent" and host.boottime() >= settings.fresh_boot and not host.soft_booted():
         _log.info("no journal on a living machine: installed here, it stays in service", boot_id=boot_id)
         passed = CheckResult("passed", "the agent was installed on a living machine")
         changes = {"name": name, "boot_id": boot_id, "in_service": True, "boot_check": passed, "since": host.now()}
     else:
         _log.info("new boot" if found != "corrupt" else "journal lost, taken as a new boot", boot_id=boot_id)
-        changes = new_boot(record, boot_id, host.now()) | {"name": name}
+        changes = new_boot(record, boot_id, host.now(), crashed=host.crashed()) | {"name": name}
+        _log.info("the boot before ended", how=changes["last_shutdown"] or "not known")
     try:
         journal.update(**changes)
     except JournalUnwritable as error:
@@ -60,7 +64,21 @@ def _load(journal: Journal) -> str:
     return found
 
 
-def new_boot(record: Record, boot_id: str, now: float) -> dict[str, object]:
+def last_shutdown(record: Record, crashed: bool) -> str:
+    """How the boot of the record ended (words: :class:`rebootd.core.wire.Report`)."""
+    if not record.boot_id:
+        return ""
+    intent = record.intent
+    if intent is not None and record.result(intent.directive) is None:
+        return "permitted"
+    if record.announced:
+        return "announced"
+    if record.stopped:
+        return "orderly"
+    return "crash" if crashed else "none"
+
+
+def new_boot(record: Record, boot_id: str, now: float, *, crashed: bool = False) -> dict[str, object]:
     """The fields that a new boot changes: out of service, nothing checked, nonce and intent spent."""
     changes: dict[str, object] = {
         "boot_id": boot_id,
@@ -70,6 +88,11 @@ def new_boot(record: Record, boot_id: str, now: float) -> dict[str, object]:
         "by_hand": "",
         "boot_check": CheckResult(),
         "since": now,
+        "announced": "",
+        "stopped": False,
+        "last_shutdown": last_shutdown(record, crashed),
+        # Who was kept out by a coordinator's word stays so over boots: nobody else may put it into service.
+        "kept_out": record.kept_out if record.kept_out in KEPT_OUT else "",
     }
     if record.intent is not None:
         done = Result(record.intent.directive, DirectiveKind.REBOOT, ok=True, detail=f"booted as {boot_id}")

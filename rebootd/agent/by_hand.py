@@ -14,6 +14,7 @@ from rebootd.agent.host import Host
 from rebootd.agent.identity import consul_client, machine_name, mark_for
 from rebootd.agent.journal import Journal
 from rebootd.agent.outside import remembered_name
+from rebootd.agent.target import Target
 from rebootd.core.errors import InvalidInput, RebootdError, Refused
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ async def enable_by_hand(settings: AgentSettings, environ: Mapping[str, str], re
     if not reason or len(reason) > REASON_LIMIT or not reason.isprintable():
         raise InvalidInput("reason", reason[:80], f"a reason in words, at most {REASON_LIMIT} characters")
     host, journal = Host(settings), Journal(settings.journal)
+    await host.look(environ)
     boot_id = host.boot_id()
     consul = consul_client(settings, environ)
     try:
@@ -56,6 +58,7 @@ async def enable_by_hand(settings: AgentSettings, environ: Mapping[str, str], re
         changes = {} if journal.record.boot_id == boot_id else new_boot(journal.record, boot_id, host.now())
         changes |= {"name": name, "in_service": True, "by_hand": reason, "since": host.now()}
         journal.update(**changes)
+        target_problem = await Target(settings.target, hooks).start()
         try:
             await mark_for(settings, consul, name).apply(False, "")
             problem = ""
@@ -64,4 +67,4 @@ async def enable_by_hand(settings: AgentSettings, environ: Mapping[str, str], re
     finally:
         if consul is not None:
             await consul.close()
-    return Enabled(name, boot_id, outcome.detail, problem)
+    return Enabled(name, boot_id, "\n".join(t for t in (outcome.detail, target_problem) if t), problem)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rebootd.agent.settings import AgentSettings
-    from rebootd.consul.client import Consul
+    from rebootd.consul.http import Linked
 
 # What dnspython raises for answers that no DNS server should give, beside its own exceptions.
 _DNS_FAILURES = (dns.exception.DNSException, OSError, ValueError, EOFError)
@@ -51,7 +51,7 @@ class _Instance(msgspec.Struct):
 class Discovery:
     """Looks coordinators up. ``consul`` None: no catalog to ask. ``rng`` spreads agents over equal instances."""
 
-    def __init__(self, settings: AgentSettings, consul: Consul | None, rng: random.Random | None = None) -> None:
+    def __init__(self, settings: AgentSettings, consul: Linked | None, rng: random.Random | None = None) -> None:
         self._settings = settings
         self._consul = consul
         self._rng = rng or random.Random()

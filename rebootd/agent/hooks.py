@@ -69,12 +69,14 @@ async def run_hooks(folder: Path, timeout: float, environ: Mapping[str, str]) ->
     return HookOutcome(ok=True, detail="\n".join(told)[-OUTPUT_KEPT:])
 
 
-async def run_program(command: list[str], timeout: float, environ: Mapping[str, str]) -> Outcome:
-    """Runs one program to its end, with nothing to read and its output captured, text or not.
+async def run_program(
+    command: list[str], timeout: float, environ: Mapping[str, str], *, keep: int = OUTPUT_KEPT
+) -> Outcome:
+    """Runs one program to its end, with nothing to read and the last ``keep`` bytes of its output kept, text or not.
 
     After ``timeout`` seconds, and when the caller is cancelled, its whole process group is killed, children too.
     """
-    output = _Output()
+    output = _Output(keep)
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -111,7 +113,8 @@ async def run_program(command: list[str], timeout: float, environ: Mapping[str, 
 class _Output:
     """A pipe of our own, since asyncio's would make waiting for the program wait for its forked children too."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
         self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._reader, False)
         self.kept = bytearray()
@@ -129,7 +132,7 @@ class _Output:
             return
         if chunk:
             self.kept += chunk
-            del self.kept[:-OUTPUT_KEPT]
+            del self.kept[: -self._keep]
         else:
             asyncio.get_running_loop().remove_reader(self._reader)
             self._eof.set()

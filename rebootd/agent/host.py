@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rebootd.agent import userspace
+from rebootd.agent.methods import command_of
 from rebootd.core.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
@@ -30,10 +32,37 @@ class Host:
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
+        self._userspace = userspace.Userspace()
+
+    async def look(self, environ: Mapping[str, str]) -> None:
+        """Finds out which userspace of this kernel it is; once, since a soft-reboot ends every process."""
+        command = self._settings.userspace_command
+        if not command and self._settings.boot_id_file.startswith("/proc/"):
+            command = userspace.QUESTION
+        if command:
+            memory = Path(self._settings.run_dir) / "userspace.json"
+            self._userspace = await userspace.look(command, self._kernel_boot_id(), memory, environ)
 
     def boot_id(self) -> str:
-        """The id of the present boot. Raises ``InvalidInput`` when it cannot be read."""
+        """The id of the present boot, of the userspace too. Raises ``InvalidInput`` when it cannot be read."""
+        boot_id = self._kernel_boot_id()
+        return userspace.reported(boot_id, self._userspace.count if boot_id == self._userspace.boot_id else 0)
+
+    def _kernel_boot_id(self) -> str:
         return _read_id("boot_id_file", self._settings.boot_id_file)
+
+    def soft_booted(self) -> bool:
+        """Whether only the userspace is new: the kernel's time since boot then says nothing about it."""
+        return self._userspace.count > 0
+
+    def service_mark(self) -> str:
+        """What ``in-service`` in the run folder holds while in service; systemd/out-mark makes the same line."""
+        return f"{self._kernel_boot_id()} {self._userspace.invocation}".rstrip() + "\n"
+
+    def crashed(self) -> bool:
+        """Whether the kernel before this one left a trace: in pstore, or moved from there since this boot."""
+        fresh, *moved = [Path(folder) for folder in self._settings.crash_dirs] or [Path("/nonexistent")]
+        return _newer(fresh, 0.0) or any(_newer(folder, self.now() - self.boottime()) for folder in moved)
 
     def machine_id(self) -> str:
         """The id that stays with this installation. Raises ``InvalidInput`` when it cannot be read."""
@@ -74,13 +103,15 @@ class Host:
                 except OSError:
                     continue
 
-    async def reboot(self, boot_id: str, environ: Mapping[str, str]) -> asyncio.subprocess.Process:
-        """Starts the reboot command; at most one is ever executed per boot_id.
+    async def reboot(
+        self, boot_id: str, environ: Mapping[str, str], method: str = "reboot"
+    ) -> asyncio.subprocess.Process:
+        """Starts the method's reboot command; at most one is ever executed per boot_id.
 
         It runs in a session of its own and writes to a file, so that it outlives the agent. Raises ``Refused`` when
         it cannot be started.
         """
-        command = self._settings.reboot_command
+        command = command_of(self._settings, method)
         try:
             with (Path(self._settings.state_dir) / "reboot.out").open("wb") as output:
                 return await asyncio.create_subprocess_exec(
@@ -105,6 +136,14 @@ class Host:
         except OSError:
             return ""
         return data[-OUTPUT_KEPT:].decode("utf-8", "replace").strip()
+
+
+def _newer(folder: Path, begun: float) -> bool:
+    """Whether something came into the folder since ``begun``."""
+    try:
+        return any(path.stat().st_mtime >= begun for path in folder.iterdir())
+    except OSError:
+        return False
 
 
 def _read_id(field: str, path: str) -> str:

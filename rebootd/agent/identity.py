@@ -10,6 +10,8 @@ import msgspec
 import structlog
 
 from rebootd.agent.outmark import AgentMark, CatalogMark, Mark, NoMark
+from rebootd.consul.http import Link
+from rebootd.consul.settings import ConsulSettings
 from rebootd.core.errors import InvalidInput, RebootdError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from rebootd.agent.host import Host
     from rebootd.agent.settings import AgentSettings
-    from rebootd.consul.client import Consul
+    from rebootd.consul.http import Linked
 
 _CONSUL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _log = structlog.get_logger("rebootd.agent.identity")
@@ -31,19 +33,15 @@ class _Self(msgspec.Struct):
     Config: _Config
 
 
-def consul_client(settings: AgentSettings, environ: Mapping[str, str]) -> Consul | None:
+def consul_client(settings: AgentSettings, environ: Mapping[str, str]) -> Linked | None:
     """A client of the Consul that the settings name; None when nothing here needs one. Raises ``InvalidInput``."""
     if settings.mark == "none" and settings.coordinators:
         return None
-    # Imported here: an agent that needs no Consul need not carry py-consul.
-    from rebootd.consul.client import connect  # noqa: PLC0415
-    from rebootd.consul.settings import ConsulSettings  # noqa: PLC0415
-
     token_file = settings.consul_token_file or None
-    return connect(ConsulSettings.from_env(environ, address=settings.consul or None, token_file=token_file))
+    return Link(ConsulSettings.from_env(environ, address=settings.consul or None, token_file=token_file))
 
 
-def mark_for(settings: AgentSettings, consul: Consul | None, name: str) -> Mark:
+def mark_for(settings: AgentSettings, consul: Linked | None, name: str) -> Mark:
     """Where this machine's out mark goes."""
     if consul is None or settings.mark == "none":
         return NoMark()
@@ -51,7 +49,7 @@ def mark_for(settings: AgentSettings, consul: Consul | None, name: str) -> Mark:
 
 
 async def machine_name(
-    settings: AgentSettings, host: Host, consul: Consul | None, remembered: str, *, patience: float | None = None
+    settings: AgentSettings, host: Host, consul: Linked | None, remembered: str, *, patience: float | None = None
 ) -> str:
     """The name as set; else the local Consul agent's node name (``mark: agent``); else the host's name.
 

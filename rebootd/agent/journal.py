@@ -36,7 +36,10 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """The journal's content; everything but ``name``, ``epoch`` and ``results`` speaks of the boot ``boot_id``.
 
-    ``epoch`` is the highest seen. ``results`` are the newest last; the last one is what reports repeat.
+    ``epoch`` is the highest seen. ``results`` are the newest last; the last one is what reports repeat. ``announced``
+    is the shutdown by others that is coming, ``stopped`` that the system was going down when the agent was stopped,
+    ``last_shutdown`` how the boot before this one ended (words: :class:`rebootd.core.wire.Report`). ``kept_out``
+    is the state by which a coordinator last kept the machine out of service, or ``""``.
     """
 
     boot_id: str = ""
@@ -49,6 +52,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     by_hand: str = ""
     boot_check: CheckResult = CheckResult()
     since: float = 0.0
+    announced: str = ""
+    stopped: bool = False
+    last_shutdown: str = ""
+    kept_out: str = ""
 
     def result(self, directive: str) -> Result | None:
         """How the directive of that id ended, if it did."""

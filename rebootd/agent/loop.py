@@ -34,6 +34,8 @@ OUT_PAUSE = 5.0
 SPACING = 0.05
 COMPLAIN_EVERY = 60.0
 DETAIL_KEPT = 2000
+KEEPS_OUT = frozenset({"draining", "drained", "held", "quarantined"})
+"""States of a machine that a coordinator wants out of service."""
 _log = structlog.get_logger("rebootd.agent.loop")
 
 
@@ -75,6 +77,10 @@ class ReportLoop:
         self._index = 0
         self._complained = -COMPLAIN_EVERY
         self.contact = Contact()
+        self.answers = 0
+        """How often a coordinator has answered."""
+        self.told = asyncio.Event()
+        """Set when a coordinator has answered a report of an announced shutdown."""
 
     def wake(self) -> None:
         """Something is to be told at once."""
@@ -108,6 +114,9 @@ class ReportLoop:
             seen = self._journal.record.epoch
             return self._failed(Refused(f"an answer of epoch {answer.epoch} after one of epoch {seen}"), report)
         self._told_well()
+        self.answers += 1
+        if report.announced:
+            self.told.set()
         early = answer.index == report.index and asyncio.get_running_loop().time() - started < 0.5 * report.wait
         self._index = answer.index
         self._heed(answer)
@@ -135,9 +144,10 @@ class ReportLoop:
 
     def _heed(self, answer: Answer) -> None:
         record = self._journal.record
-        if answer.epoch > record.epoch:
+        kept_out = answer.state if answer.state in KEEPS_OUT and self._settings.enable_after is not None else ""
+        if answer.epoch > record.epoch or kept_out != record.kept_out:
             try:
-                self._journal.update(epoch=answer.epoch)
+                self._journal.update(epoch=max(answer.epoch, record.epoch), kept_out=kept_out)
             except JournalUnwritable as error:
                 self.contact.problem = str(error)
         self.contact.at = self._host.now()
@@ -194,6 +204,8 @@ class ReportLoop:
             result=self._last_result(),
             in_service=record.in_service,
             by_hand=record.by_hand,
+            announced=record.announced,
+            last_shutdown=record.last_shutdown,
             clock=self._host.now(),
             agent=__version__,
             index=self._index,

@@ -17,6 +17,8 @@ class Notifier:
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         self._address = environ.pop("NOTIFY_SOCKET", "")
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+        self.supervised = bool(self._address)
+        """Whether a service manager started us."""
         meant = not pid or pid == str(os.getpid())
         self.interval = int(usec) / 2_000_000 if usec.isdigit() and meant else 0.0
         """Seconds between two signs of life; 0: nobody watches."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 import structlog
 
-from rebootd.consul.transport import failure
+from rebootd.consul.http import failure
 from rebootd.core.errors import NotFound, RebootdError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rebootd.consul.client import Consul
+    from rebootd.consul.http import Linked
 
 CHECK_ID = "rebootd"
 CHECK_NAME = "rebootd: out of service"
@@ -44,7 +44,7 @@ class NoMark:
 class AgentMark:
     """The mark on the local Consul agent, which keeps it over its own restarts and the host's."""
 
-    def __init__(self, consul: Consul) -> None:
+    def __init__(self, consul: Linked) -> None:
         self._consul = consul
 
     async def apply(self, out: bool, why: str) -> None:
@@ -68,7 +68,7 @@ class AgentMark:
 class CatalogMark:
     """The mark in the catalog, for hosts whose node is registered there without a Consul agent of its own."""
 
-    def __init__(self, consul: Consul, node: str) -> None:
+    def __init__(self, consul: Linked, node: str) -> None:
         self._consul = consul
         self._node = node
 
@@ -91,7 +91,7 @@ class CatalogMark:
             await _ask(self._consul, "PUT", "/v1/catalog/deregister", {"Node": self._node, "CheckID": CHECK_ID})
 
 
-async def _ask(consul: Consul, method: str, path: str, body: object = None) -> bytes:
+async def _ask(consul: Linked, method: str, path: str, body: object = None) -> bytes:
     response = await consul.http.request(method, path, body=msgspec.json.encode(body) if body is not None else None)
     error = failure(method, path, response)
     if error is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from rebootd import __version__
 from rebootd.agent import statefile, textfile
 from rebootd.agent.client import Coordinators
-from rebootd.agent.detect import Finding, detect
+from rebootd.agent.detect import Detector, Finding
 from rebootd.agent.discovery import Discovery
 from rebootd.agent.hooks import HookOutcome, run_hooks
 from rebootd.agent.host import Host
@@ -70,6 +70,8 @@ class Reality:
         self.rng = random.Random()
         self.host = Host(settings)
         self.journal = Journal(settings.journal)
+        self._detector = Detector(settings)
+        self._marked: str | None = None
         self.coordinators = Coordinators(settings, Discovery(settings, self._consul, self.rng).batches)
 
     async def name(self) -> str:
@@ -87,7 +89,7 @@ class Reality:
 
     async def detect(self, environ: Mapping[str, str]) -> Finding:
         """Asks the configured sources."""
-        return await detect(self._settings, self.host.kernel(), environ)
+        return await self._detector.find(self.host.kernel(), environ)
 
     def nonce(self) -> str:
         """A random one."""
@@ -96,8 +98,21 @@ class Reality:
     def show(self, state: statefile.AgentState) -> None:
         """Writes the state file and, if configured, the textfile collector's."""
         statefile.write(self._settings.state_file, state)
+        self._mark_service(state.in_service)
         if self._settings.textfile:
             textfile.write(Path(self._settings.textfile), state, __version__)
+
+    def _mark_service(self, in_service: bool) -> None:
+        # For systemd/out-mark, which asks no Python whether a Consul that starts belongs to a machine in service.
+        path = Path(self._settings.run_dir) / "in-service"
+        wanted = self.host.service_mark() if in_service else ""
+        if wanted == self._marked:
+            return
+        if wanted:
+            statefile.write_atomically(path, wanted.encode())
+        else:
+            path.unlink(missing_ok=True)
+        self._marked = wanted
 
     async def close(self) -> None:
         """Ends the connections to coordinators and Consul."""

@@ -11,6 +11,8 @@ import structlog
 
 from rebootd.agent.hooks import HookOutcome, run_hooks
 from rebootd.agent.journal import Intent, Journal, JournalUnwritable
+from rebootd.agent.methods import obstacle
+from rebootd.agent.target import Target
 from rebootd.core.errors import RebootdError, Refused
 from rebootd.core.wire import Directive, DirectiveKind, PermitRequest, Result
 
@@ -44,7 +46,8 @@ class Runner:
 
     ``going_down`` is set when the permit is in hand: from then on the agent reports nothing and waits for its end,
     until the reboot has failed. ``lost`` holds the ``BootChanged`` that ends the agent. ``unsaved`` is the last result
-    if the journal could not take it.
+    if the journal could not take it. ``leaving`` is set while a shutdown by others is coming: nothing but a drain is
+    carried out then.
     """
 
     def __init__(
@@ -71,16 +74,20 @@ class Runner:
         self._backoff = backoff
         self._environ = environ
         self._wake = wake
+        self._target = Target(settings.target, environ)
         self._task: asyncio.Task[None] | None = None
         self._current: Directive | None = None
         self.doing = ""
         self.going_down = False
+        self.leaving = False
         self.lost: BootChanged | None = None
         self.unsaved: Result | None = None
 
     def obey(self, directive: Directive | None) -> None:
         """Starts what is asked, unless it is under way or done; what was asked before and no longer is, is stopped."""
         if self.going_down:
+            return
+        if self.leaving and (directive is None or directive.kind is not DirectiveKind.DRAIN):
             return
         if self._current and directive and _same(self._current, directive):
             self._current = directive
@@ -97,6 +104,36 @@ class Runner:
             _log.info("no longer asked for", directive=self._current.id if self._current else "")
             self._task.cancel()
         self._task, self._current, self.doing = None, None, ""
+
+    def leave(self) -> None:
+        """A shutdown by others is coming: a drain under way goes on, all else stops."""
+        self.leaving = True
+        if self._current is None or self._current.kind is not DirectiveKind.DRAIN:
+            self.stop()
+
+    def stay(self) -> None:
+        """It does not come."""
+        self.leaving = False
+
+    def enable_alone(self, reason: str) -> None:
+        """Starts to enable the machine with nobody's word, unless something is under way; any word stops it."""
+        if self._task is None and not self.leaving:
+            self.doing = "enable without a coordinator"
+            self._task = asyncio.create_task(self._alone(reason), name="enable without a coordinator")
+
+    async def _alone(self, reason: str) -> None:
+        environ = {**self._environ, "REBOOTD_KIND": "enable", "REBOOTD_BOOT_ID": self._journal.record.boot_id}
+        folder = Path(self._settings.hooks_dir) / "enable.d"
+        try:
+            outcome = await self._run_hooks(folder, self._settings.hook_timeout, environ)
+            if outcome.ok:
+                outcome = await self._into_service(outcome, by_hand=reason)
+        except RebootdError as error:
+            outcome = HookOutcome(ok=False, detail=str(error))
+        self._task, self.doing = None, ""
+        log = _log.warning if outcome.ok else _log.error
+        log("enabled without a coordinator" if outcome.ok else "not enabled", why=reason, detail=outcome.detail[:300])
+        self._wake()
 
     async def idle(self) -> None:
         """Returns when nothing is under way."""
@@ -149,6 +186,7 @@ class Runner:
             "REBOOTD_KIND": directive.kind.value,
             "REBOOTD_CYCLE": directive.cycle,
             "REBOOTD_BOOT_ID": directive.boot_id,
+            "REBOOTD_METHOD": directive.method or self._settings.reboot_method,
         }
         self.doing = f"{directive.kind.value}: {folder} hooks"
         return await self._run_hooks(Path(self._settings.hooks_dir) / folder, self._settings.hook_timeout, environ)
@@ -160,20 +198,44 @@ class Runner:
         problem = await self._keeper.reached(True, self._settings.mark_timeout)
         if problem:
             return HookOutcome(ok=False, detail=problem)
-        return await self._hooks("drain.d", directive)
+        outcome = await self._hooks("drain.d", directive)
+        if outcome.ok:
+            self.doing = "drain: stopping services"
+            problem = await self._target.stop(self._settings.hook_timeout)
+            if problem:
+                return HookOutcome(ok=False, detail=problem)
+        return outcome
+
+    async def drain_hooks(self) -> HookOutcome:
+        """Runs ``drain.d`` with no directive, before a shutdown by others; their time is bounded by the caller."""
+        environ = {**self._environ, "REBOOTD_KIND": "drain", "REBOOTD_BOOT_ID": self._journal.record.boot_id}
+        return await self._run_hooks(Path(self._settings.hooks_dir) / "drain.d", self._settings.hook_timeout, environ)
 
     async def _enable(self, directive: Directive) -> HookOutcome:
         outcome = await self._hooks("enable.d", directive)
         if not outcome.ok:
             return outcome
-        self._journal.update(in_service=True, since=self._host.now())
-        self.doing = "enable: out mark"
-        problem = await self._keeper.reached(False, self._settings.mark_timeout)
+        return await self._into_service(outcome)
+
+    async def _into_service(self, outcome: HookOutcome, by_hand: str = "") -> HookOutcome:
+        self._journal.update(in_service=True, by_hand=by_hand or self._journal.record.by_hand, since=self._host.now())
+        self.doing = "enable: starting services"
+        problem = await self._target.start()
+        if not problem:
+            self.doing = "enable: out mark"
+            problem = await self._keeper.reached(False, self._settings.mark_timeout)
         if not problem:
             return outcome
-        self._journal.update(in_service=False)
+        self._journal.update(in_service=False, **({"by_hand": ""} if by_hand else {}))
         self._keeper.kick()
         return HookOutcome(ok=False, detail=problem)
+
+    async def keep_target(self) -> None:
+        """Once, when the agent starts: an agent that was killed may have left the target behind the journal."""
+        if self._journal.record.in_service:
+            problem = await self._target.start()
+            if problem:
+                _log.error("target", problem=problem)
 
     async def _reboot(self, directive: Directive) -> HookOutcome:
         if self._host.reboot_started(directive.boot_id):
@@ -181,6 +243,10 @@ class Runner:
         outcome = await self._hooks("pre-reboot.d", directive)
         if not outcome.ok:
             return outcome
+        # After the hooks, since one of them may load the kernel for kexec; before the permit, which nothing undoes.
+        problem = await obstacle(self._settings, directive.method or self._settings.reboot_method, self._environ)
+        if problem:
+            return HookOutcome(ok=False, detail=problem)
         self._backoff.reset()
         while True:
             why = await self._try_reboot(directive)
@@ -227,8 +293,9 @@ class Runner:
         if self._host.boottime() - sent >= answer.valid_for:
             self.going_down = False
             return f"the permit was valid for {answer.valid_for:g} s and is over"
-        _log.info("rebooting", directive=directive.id, boot_id=present, epoch=answer.epoch)
-        process = await self._host.reboot(present, self._environ)
+        method = directive.method or self._settings.reboot_method
+        _log.info("rebooting", directive=directive.id, boot_id=present, epoch=answer.epoch, method=method)
+        process = await self._host.reboot(present, self._environ, method)
         self._process = process
         return ""
 

@@ -10,12 +10,15 @@ import msgspec
 import yaml
 
 from rebootd.core.errors import InvalidInput
+from rebootd.core.inputs import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 DEFAULT_CONFIG = "/etc/rebootd/agent.yaml"
 ENV_PREFIX = "REBOOTD_AGENT_"
+METHODS = ("reboot", "kexec", "soft-reboot", "custom")
+TOOL_SOURCES = ("needs-restarting", "zypper", "rpm-ostree", "bootc", "update-engine")
 NAME_ACCEPTED = "letters, digits, '.', '_' and '-', at most 128, beginning with a letter or digit"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -30,7 +33,12 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ``127.0.0.1:8500``. ``mark``: where the out mark goes: ``agent`` (local Consul agent), ``catalog`` (for hosts
     without one) or ``none``. ``dns``: DNS servers to ask in order, each ``address:port`` or ``system``.
     ``coordinators``: URLs that replace discovery (tests, a fleet without Consul DNS). ``detect``: which sources say
-    whether a reboot is required: ``file``, ``kernel``, ``command``. ``kernel``: told instead of the running one.
+    whether a reboot is required (see :mod:`rebootd.agent.detect`), ``auto``: those that fit the distribution.
+    ``kernel``: told instead of the running one. ``reboot_method``: how this host reboots unless a directive says
+    otherwise; ``reboot_command`` is that of the method ``reboot``. ``userspace_command`` tells how often only the
+    userspace was rebooted. ``target``: the systemd unit that is reached while in service. ``on_unreachable``: what a
+    booted host does that no coordinator answers. ``inhibit``: whether others' shutdowns are delayed for a drain
+    (``auto``: when the agent is a service of systemd).
     """
 
     name: str = ""
@@ -62,8 +70,19 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     recheck: Seconds = 60
     reboot_command: tuple[str, ...] = ("systemctl", "reboot")
     reboot_timeout: Seconds = 300
-    detect: tuple[str, ...] = ("file", "kernel")
+    reboot_method: str = "reboot"
+    kexec_command: tuple[str, ...] = ("systemctl", "kexec")
+    kexec_loaded_file: str = "/sys/kernel/kexec_loaded"
+    soft_reboot_command: tuple[str, ...] = ("systemctl", "soft-reboot")
+    custom_command: tuple[str, ...] = ()
+    userspace_command: tuple[str, ...] = ()
+    crash_dirs: tuple[str, ...] = ("/sys/fs/pstore", "/var/lib/systemd/pstore")
+    target: str = ""
+    on_unreachable: str = "stay-out"
+    inhibit: str = "auto"
+    detect: tuple[str, ...] = ("auto",)
     detect_every: Seconds = 60
+    detect_tools_every: Seconds = 600
     reboot_required_file: str = "/run/reboot-required"
     kernel_dirs: tuple[str, ...] = ("/boot", "/lib/modules")
     detect_command: tuple[str, ...] = ()
@@ -80,13 +99,28 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """Where the state file is, which ``rebootd agent status`` shows."""
         return Path(self.run_dir) / "agent.json"
 
+    @property
+    def enable_after(self) -> float | None:
+        """Seconds without a coordinator after which a booted host enables itself; None: never."""
+        word, _, duration = self.on_unreachable.partition(" ")
+        if word == "stay-out" and not duration.strip():
+            return None
+        if word != "enable-after":
+            raise InvalidInput("on_unreachable", self.on_unreachable, "stay-out, or enable-after DURATION")
+        return parse_duration(duration.strip(), "on_unreachable", minimum=1.0, maximum=86400.0)
+
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mark": ("agent", "catalog", "none"),
     "scheme": ("http", "https"),
-    "detect": ("file", "kernel", "command"),
+    "reboot_method": METHODS,
+    "inhibit": ("auto", "always", "never"),
+    "detect": ("auto", "file", "kernel", "command", *TOOL_SOURCES),
 }
-_NEEDED = ("boot_id_file", "machine_id_file", "state_dir", "run_dir", "service", "domain", "reboot_command", "dns")
+_NEEDED = (
+    *("boot_id_file", "machine_id_file", "state_dir", "run_dir", "service", "domain", "reboot_command", "dns"),
+    *("kexec_command", "soft_reboot_command", "on_unreachable"),
+)
 
 
 def fragments(config: str | Path) -> dict[str, Any]:
@@ -173,6 +207,12 @@ def _cross_check(settings: AgentSettings) -> None:
             raise InvalidInput("coordinators", url, "URLs such as http://10.0.0.1:8473")
     if "command" in settings.detect and not settings.detect_command:
         raise InvalidInput("detect_command", "", "a command, since detect names 'command'")
+    if settings.reboot_method == "custom" and not settings.custom_command:
+        raise InvalidInput("custom_command", "", "a command, since reboot_method is 'custom'")
+    if settings.target and not re.fullmatch(r"[A-Za-z0-9:_.@\\-]+\.(target|service)", settings.target):
+        raise InvalidInput("target", settings.target, "the name of a target or service of systemd")
+    # Read once here, so that a bad duration is told at the start.
+    _ = settings.enable_after
 
 
 def split_server(server: str) -> tuple[str, int]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     """Times are seconds since the Unix epoch, 0: never. ``state`` is the coordinator's word, ``doing`` our own.
 
+    ``by_itself``: enabled without anybody's word (``on_unreachable``). ``shutdown_delay``: seconds that a shutdown by
+    others waits for a drain, 0 while it does not. ``announced``, ``last_shutdown``: as in the report.
     ``waiting_for`` is what the machine waits for and ``since`` since when; ``problem`` is what is wrong on this host.
     """
 
@@ -34,6 +36,10 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     boot_check: str = "pending"
     out_mark: str = ""
     by_hand: str = ""
+    by_itself: bool = False
+    announced: str = ""
+    last_shutdown: str = ""
+    shutdown_delay: float = 0.0
     problem: str = ""
     pid: int = 0
     updated: float = 0.0

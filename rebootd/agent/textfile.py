@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+LAST_SHUTDOWN = ("permitted", "announced", "orderly", "crash", "none", "unknown")
+
+
 def render(state: AgentState, version: str) -> str:
     """The metrics in Prometheus' text format. Times are seconds since the Unix epoch."""
     rows: list[tuple[str, str, dict[str, str], float]] = [
@@ -27,6 +30,18 @@ def render(state: AgentState, version: str) -> str:
         ("boot_check_failed", "1 while the hooks after this boot fail", {}, float(state.boot_check == "failed")),
         ("out_mark", "1 while our out mark stands on this machine", {}, float(state.out_mark == "set")),
         ("by_hand", "1 after a local break-glass enable in this boot", {}, float(bool(state.by_hand))),
+        ("enabled_by_itself", "1 after it enabled itself because no coordinator answered", {}, float(state.by_itself)),
+        ("shutdown_announced", "1 while a shutdown by others is coming", {}, float(bool(state.announced))),
+        ("shutdown_delay_seconds", "How long a shutdown by others waits for a drain", {}, state.shutdown_delay),
+        *(
+            (
+                "last_shutdown",
+                "1 for how the boot before this one ended",
+                {"is": word},
+                float(word == (state.last_shutdown or "unknown")),
+            )
+            for word in LAST_SHUTDOWN
+        ),
         ("problem", "1 while something is wrong on this host (see the state file)", {}, float(bool(state.problem))),
         ("last_contact_timestamp_seconds", "When a coordinator last answered", {}, state.last_contact),
         ("waiting_since_timestamp_seconds", "Since when the machine is where it is", {}, state.since),

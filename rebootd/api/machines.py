@@ -33,24 +33,29 @@ def add_routes(app: web.Application) -> None:
 
 
 async def _report(request: web.Request) -> web.StreamResponse:
+    # The report is not kept here while it waits: those of ten thousand machines are megabytes.
+    door = request.app[DOOR]
+    desk = door.office.desk()
+    if desk is not None:
+        try:
+            return answer(await desk.report(await _read_report(request)))
+        except NotLeader:
+            pass  # It ended meanwhile: the long way finds the next leader.
+
+    async def act(desk: Desk) -> web.StreamResponse:
+        return answer(await desk.report(await _read_report(request)))
+
+    return await door.lead(request, act, (await _read_report(request)).wait)
+
+
+async def _read_report(request: web.Request) -> Report:
     report = decode(_reports, await read(request, MAX_REPORT))
     _check_name(request, report.name)
     if not 0 <= report.index < LARGEST:
         raise InvalidInput("index", report.index, "the index of the last answer, or 0")
     if not 0 <= report.wait <= 3600:
         raise InvalidInput("wait", report.wait, "seconds from 0 to 3600")
-    door = request.app[DOOR]
-    desk = door.office.desk()
-    if desk is not None:
-        try:
-            return answer(await desk.report(report))
-        except NotLeader:
-            pass  # It ended meanwhile: the long way finds the next leader.
-
-    async def act(desk: Desk) -> web.StreamResponse:
-        return answer(await desk.report(report))
-
-    return await door.lead(request, act, report.wait)
+    return report
 
 
 async def _permit(request: web.Request) -> web.StreamResponse:

@@ -272,7 +272,7 @@ class PolicyApplied(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GateRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One gate. ``verdict`` is ``pass``, ``block``, ``unknown``, or ``idle`` while nobody waits; ``about`` says of what.
+    """One gate. ``verdict`` is ``pass``, ``block``, ``unknown``, or ``idle`` (nobody waits); ``about`` is its question.
 
     ``since`` is since when it says so, ``shut`` since when it has kept machines in (null: it does not), ``read`` when
     the latest reading began (null: none yet). ``overdue``: shut for longer than ``max_block`` seconds.
@@ -312,8 +312,8 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):
-    """Something a person must look at. ``kind``: aside, conflict, store, clock, quarantine, cycle, breaker, power,
-    power-loss, flag.
+    """Something a person must look at. ``kind``: aside, conflict, store, gate, clock, quarantine, cycle, breaker,
+    power, power-loss, flag.
     """
 
     kind: str

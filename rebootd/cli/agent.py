@@ -70,7 +70,10 @@ def run(config: str, sets: tuple[str, ...], log_format: str, log_level: str, **f
 
     Example: rebootd agent run --set hooks_dir=/etc/rebootd
     """
+    # structlog takes rich (6 MB, on every host) for tracebacks on a terminal, if it can have it.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     from rebootd.agent.app import run_agent
+    from rebootd.agent.farewell import note_end
     from rebootd.agent.notify import Notifier
 
     settings = _load(config, sets, **flags)
@@ -82,7 +85,12 @@ def run(config: str, sets: tuple[str, ...], log_format: str, log_level: str, **f
         work = asyncio.create_task(run_agent(settings, environ, notifier))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-        await work
+        try:
+            await work
+        except asyncio.CancelledError:
+            if notifier.supervised:
+                await note_end(settings, environ)
+            raise
 
     try:
         asyncio.run(until_stopped())
@@ -167,8 +175,12 @@ def _show(state: AgentState, stale: bool) -> None:
         ("boot check", state.boot_check),
         ("out mark", state.out_mark),
         ("boot_id", state.boot_id),
+        ("last boot ended", state.last_shutdown or "not known"),
+        ("shutdowns wait", f"{state.shutdown_delay:g} s for a drain" if state.shutdown_delay else "no"),
         ("epoch", str(state.epoch)),
     ]
+    if state.announced:
+        rows.append(("going down", f"somebody's {state.announced} was announced"))
     if state.problem:
         rows.append(("problem", state.problem))
     if stale:

@@ -48,12 +48,16 @@ class Client:
         self._token = token
         self._timeout = timeout
 
-    def ask(
-        self, method: str, path: str, body: bytes | None = None, *, patience: float = 0.0, **query: object
-    ) -> bytes:
+    def ask(self, method: str, path: str, body: bytes | None = None, **query: object) -> bytes:
         """The body of the answer. What only looks is tried again while nobody leads; a change is not,
-        once it was sent. ``patience`` is how long (seconds) the answer may take once a daemon has the request.
+        once it was sent.
         """
+        return self.ask_patiently(0.0, method, path, body, **query)
+
+    def ask_patiently(
+        self, patience: float, method: str, path: str, body: bytes | None = None, **query: object
+    ) -> bytes:
+        """The same; ``patience`` is how long (seconds) the answer may take once a daemon has the request."""
         deadline = time.monotonic() + self._timeout
         while True:
             try:

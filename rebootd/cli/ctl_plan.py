@@ -45,9 +45,9 @@ def plan(ctl: Ctl, cycle_id: str, selector: str, target: str, no_waves: bool, em
         raise Trouble("--target, --no-waves and --emergency belong to --selector: expected a selector", BAD_INPUT)
     if selector:
         asked = {"selector": selector, "target": target, "waves": not no_waves, "emergency": emergency}
-        raw = ctl.client.ask("POST", "/v1/plan", msgspec.json.encode(asked), patience=PATIENCE)
+        raw = ctl.client.ask_patiently(PATIENCE, "POST", "/v1/plan", msgspec.json.encode(asked))
     else:
-        raw = ctl.client.ask("GET", "/v1/plan", patience=PATIENCE, cycle=cycle_id)
+        raw = ctl.client.ask_patiently(PATIENCE, "GET", "/v1/plan", cycle=cycle_id)
     ctl.show(raw, Forecast, _plan)
 
 

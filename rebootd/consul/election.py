@@ -72,6 +72,7 @@ class Election:
         self._doubt = asyncio.Event()
         self._stop = asyncio.Event()
         self._ended = asyncio.Event()
+        self._silent = False
         self._started = False
         self._hand_over = True
         self._abstain_until = 0.0
@@ -310,26 +311,34 @@ class Election:
         return error
 
     async def _prove(self, leadership: Leadership) -> None:
-        """Reads the key consistently, again and again; returns when the lock is not ours."""
-        loop = asyncio.get_running_loop()
-        silent = False
-        while True:
-            self._doubt.clear()
-            at = loop.time()
-            try:
-                entry = await self._store.get(self._key, consistent=True, timeout=self._tuning.proof_timeout)
-            except StoreError as error:
-                if not silent:
-                    log.warning("leadership-not-proved", error=str(error), unproved=round(leadership.unproved(), 3))
-                silent = True
-            else:
-                silent = False
-                self._see(entry)
-                if entry is None or entry.session != leadership.session:
-                    leadership.step_down("the lock is not ours any more", abstain=0.0)
-                    return
-                leadership.proved(at)
-            await self._wait(self._doubt, timeout=self._tuning.proof_every)
+        """Reads the key consistently, again and again, until leadership is lost.
+
+        A look does not wait for the one before: an answer that is slow, or that a busy loop is slow to take, is still
+        a proof of its own time.
+        """
+        async with asyncio.TaskGroup() as looks:
+            while not leadership.lost.is_set():
+                self._doubt.clear()
+                looks.create_task(self._look(leadership))
+                await self._wait(self._doubt, leadership.lost, timeout=self._tuning.proof_every)
+
+    async def _look(self, leadership: Leadership) -> None:
+        at = asyncio.get_running_loop().time()
+        try:
+            entry = await self._store.get(self._key, consistent=True, timeout=self._tuning.proof_timeout)
+        except StoreError as error:
+            if not self._silent:
+                log.warning("leadership-not-proved", error=str(error), unproved=round(leadership.unproved(), 3))
+            self._silent = True
+            return
+        self._silent = False
+        if leadership.lost.is_set():
+            return
+        self._see(entry)
+        if entry is None or entry.session != leadership.session:
+            leadership.step_down("the lock is not ours any more", abstain=0.0)
+        else:
+            leadership.proved(at)
 
     async def _release(self, session: str) -> None:
         try:

@@ -43,7 +43,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
     lock_delay: float = 0.0
     deadline: float = 2.0
     proof_every: float = 0.3
-    proof_timeout: float = 0.7
+    proof_timeout: float = 1.8
     renew_every: float = 3.0
     watch_wait: float = 15.0
     retry: float = 0.05

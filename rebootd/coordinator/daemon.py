@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rebootd.core.model import Snapshot
     from rebootd.store.port import Store
 
+LOOK_OUT = 0.05
+"""Seconds between two looks whether the desk is open."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -69,6 +72,7 @@ class Daemon:
         self._restarter = restarter
         self._leader: Leader | None = None
         self._leadership: Leadership | None = None
+        self._outlook: asyncio.Task[None] | None = None
         self.election = Election(
             election_store or store,
             Keys(settings.prefix).leader,
@@ -82,7 +86,11 @@ class Daemon:
 
     async def run(self) -> None:
         """Until :meth:`stop`; raises only programming errors."""
-        await self.election.run()
+        try:
+            await self.election.run()
+        finally:
+            if self._outlook is not None:
+                self._outlook.cancel()
 
     async def stop(self) -> None:
         """Hands leadership over, if we have it, and ends :meth:`run`."""
@@ -125,16 +133,18 @@ class Daemon:
 
     async def wait_leader(self, timeout: float) -> bool:
         """Waits until this daemon has a desk or knows another leader."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
+        if self.desk() is not None or self.leader_url():
+            return True
+        if self._outlook is None or self._outlook.done():
+            # One looks out for all: ten thousand parked requests must not look at their watch each tenth of a second.
+            self._outlook = asyncio.create_task(self._look_out())
+        await asyncio.wait({self._outlook}, timeout=timeout)
+        return self.desk() is not None or bool(self.leader_url())
+
+    async def _look_out(self) -> None:
         while self.desk() is None and not self.leader_url():
-            left = until - loop.time()
-            if left <= 0:
-                return False
-            known = self.election.leader
             # Between winning and an open desk lies the load of the fleet: nobody tells of its end but the desk itself.
-            await self.election.wait_change(known, min(left, 0.1))
-        return True
+            await self.election.wait_change(self.election.leader, LOOK_OUT)
 
     def describe(self) -> dict[str, object]:
         """This daemon in a few words."""

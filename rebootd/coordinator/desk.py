@@ -30,11 +30,11 @@ class Desk(Protocol):
         ...
 
     async def forecast(self, cycle_id: str = "", extra: Cycle | None = None) -> Forecast:
-        """What is expected of a cycle, of all cycles (``""``), or of ``extra``, which does not exist. Changes nothing."""
+        """What is expected of a cycle, of all cycles (``""``), or of ``extra``, which does not exist yet."""
         ...
 
     def estimate(self, cycle_id: str) -> Estimate | None:
-        """The latest estimate of a running cycle, at most about half a minute old while it is asked for (None: not yet)."""
+        """The latest estimate of a running cycle (None: not yet). Asking keeps it about half a minute young."""
         ...
 
     def policy_text(self) -> tuple[str, int]:

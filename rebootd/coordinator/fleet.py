@@ -48,6 +48,7 @@ class Fleet:
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
         self.index: dict[str, int] = {}
+        self._small: set[str] = set()
         self.machines: dict[str, Machine] = {}
         self.cycles: dict[str, Cycle] = {}
         self.machine_holds: dict[str, Hold] = {}
@@ -81,28 +82,46 @@ class Fleet:
 
     # --- what the store says -------------------------------------------------------------
 
-    def absorb(self, entry: Entry, now: float) -> None:
-        """Takes over one key as read or as written by us; older news than what is known is ignored."""
-        known = self.index.get(entry.key, 0)
-        if entry.modify_index < known or (entry.modify_index == known and not entry.key.endswith("/.lock")):
-            return
-        self.index[entry.key] = entry.modify_index
-        self._place(entry.key, entry, now)
+    def absorb(self, entry: Entry, now: float) -> bool:
+        """Takes over one key as read or as written by us, and says whether that was news; older news is ignored."""
+        key = entry.key
+        known = self.index.get(key, 0)
+        if entry.modify_index < known:
+            return False
+        if entry.modify_index == known and not (
+            # A lock that is lost with its session keeps its index.
+            key.endswith("/.lock") and self.lock_holders.get(self._locked(key), "") != entry.session
+        ):
+            return False
+        self.index[key] = entry.modify_index
+        if not key.startswith(self.keys.machines):
+            self._small.add(key)
+        self._place(key, entry, now)
+        return True
+
+    def _locked(self, key: str) -> str:
+        return key.removeprefix(self.keys.racks).removesuffix("/.lock")
 
     def forget(self, key: str, now: float) -> None:
         """The key is gone."""
+        self._small.discard(key)
         if self.index.pop(key, None) is not None:
             self._place(key, None, now)
 
-    def absorb_prefix(self, prefix: str, entries: Iterable[Entry], index: int, now: float) -> None:
-        """Takes over a whole small prefix as read at ``index``; keys that are missing are gone."""
+    def absorb_prefix(self, prefix: str, entries: Iterable[Entry], index: int, now: float) -> bool:
+        """Takes over a whole prefix as read at ``index``, and says whether there was news.
+
+        Keys that are missing are gone, except records of machines.
+        """
         seen = set()
+        news = False
         for entry in entries:
             seen.add(entry.key)
-            self.absorb(entry, now)
-        gone = [k for k, at in self.index.items() if k.startswith(prefix) and k not in seen and at <= index]
+            news |= self.absorb(entry, now)
+        gone = [k for k in self._small if k.startswith(prefix) and k not in seen and self.index[k] <= index]
         for key in gone:
             self.forget(key, now)
+        return news or bool(gone)
 
     def _place(self, key: str, entry: Entry | None, now: float) -> None:
         keys = self.keys

@@ -10,6 +10,7 @@ import asyncio
 import random
 import statistics
 from collections import deque
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,7 +45,7 @@ from rebootd.store.port import Set
 from rebootd.store.writer import Blocked, Committed, Dropped, FencedWriter, Step
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from rebootd.consul.leadership import Leadership
     from rebootd.coordinator.gates.sight import Sight
@@ -53,16 +54,31 @@ if TYPE_CHECKING:
     from rebootd.core.forecast import Estimate, Forecast
     from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
-    from rebootd.store.port import Op, Store
+    from rebootd.store.port import Entry, Op, Store
 
 log = structlog.get_logger(__name__)
 
 CATALOG_EVERY = 30.0
 """Seconds between two looks at the catalog's nodes (their racks)."""
 WATCH_WAIT = 30.0
+WATCH_PAUSE = 0.2
+"""Seconds after a watch that brought nothing; permits and drains check halt, policy and holds when they commit."""
+PIECE = 256
+"""Steps that are planned, committed and told together: enough to fill the writer's transactions under way."""
+LANDERS = 2
 APPLY_TRIES = 5
 DENIED_RETRY = 10.0
 """Seconds after which writes that the store denied are tried again."""
+
+
+class IndexReset(StoreError):
+    """The store counts its indexes anew: nothing that a leader holds in memory can be compared with it any more."""
+
+
+def _not_before(entry: Entry, known: int) -> None:
+    """Raises :class:`IndexReset` for a consistent read that is older than what was known before it."""
+    if entry.modify_index < known:
+        raise IndexReset(f"{entry.key} was at index {known}, it is at {entry.modify_index} now: all is to be read anew")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -231,8 +247,13 @@ class Leader:
         """People and other tools write these too: a halt with ``consul kv put``, a rack with ``consul lock``."""
         index = 0
         while True:
+            before = index
             try:
                 entries, index = await self._store.watch(prefix, index, WATCH_WAIT)
+                if index < before:
+                    await self._look_for_reset(prefix)
+            except IndexReset:
+                raise
             except StoreError as error:
                 # A halt or a foreign rack lock might be missed now: what is unknown is not safe.
                 self.fleet.faults[f"watch {prefix}"] = f"{prefix} cannot be watched: {error}"
@@ -240,12 +261,22 @@ class Leader:
                 await asyncio.sleep(0.5)
                 continue
             self.fleet.faults.pop(f"watch {prefix}", None)
-            self.fleet.absorb_prefix(prefix, entries, index, self._wall())
+            if not self.fleet.absorb_prefix(prefix, entries, index, self._wall()):
+                # Consul wakes who watches a prefix without keys at any write nearby, our own included.
+                await asyncio.sleep(WATCH_PAUSE)
+                continue
             if prefix == self._keys.racks and any(
                 holder not in self.fleet.sessions for holder in self.fleet.lock_holders.values()
             ):
                 await self._locks.look()
             self._dirty.set()
+
+    async def _look_for_reset(self, prefix: str) -> None:
+        """An index that went backwards: swept tombstones, or a store that was rebuilt and counts anew?"""
+        known = dict(self.fleet.index)
+        entries, _ = await self._store.list(prefix, consistent=True)
+        for entry in entries:
+            _not_before(entry, known.get(entry.key, 0))
 
     async def _follow_catalog(self) -> None:
         while True:
@@ -277,13 +308,13 @@ class Leader:
             except TimeoutError:
                 pass
             self._dirty.clear()
-            due = self._waiting.begin_tick()
+            self._waiting.begin_tick()
             try:
                 await self._locks.prepare()
                 await self._run_plans()
                 await self._tick()
             finally:
-                self._waiting.end_tick(due)
+                self._waiting.end_tick()
 
     async def _tick(self) -> None:
         self._measure_skew()
@@ -293,17 +324,37 @@ class Leader:
         snapshot = self.snapshot()
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._decision = decision = decide(snapshot)
+        decision = decide(snapshot)
+        # The steps are only needed here; kept until the next decision, those of a power loss would be there twice.
+        self._decision = msgspec.structs.replace(decision, steps=())
         self._metrics.decide.observe(loop.time() - began)
         self._keeper.judged(snapshot, decision)
-        work = [*self._planner.plan(decision, snapshot.now), *self._history.due(snapshot.now, self.epoch)]
-        dropped: dict[str, str] = {}
-        if work:
-            dropped = await self._land(work)
+        self._waiting.judged({step.name for step in decision.steps})
+        work = self._planner.plan(decision, snapshot.now)
+        tried, dropped = await self._land_all(chain(work, self._history.due(snapshot.now, self.epoch)))
         self.reception.answer_permits(snapshot, decision, dropped)
-        if len(dropped) < len(work):
+        if len(dropped) < tried:
             # What landed may have made room: look again at once.
             self._dirty.set()
+
+    async def _land_all(self, work: Iterator[Work]) -> tuple[int, dict[str, str]]:
+        """Commits piece by piece, so that after a power loss the first machines need not wait for the last.
+
+        Returns how many were tried, and what was dropped.
+        """
+        tried = 0
+        dropped: dict[str, str] = {}
+
+        async def lander() -> None:
+            nonlocal tried
+            while part := list(islice(work, PIECE)):
+                tried += len(part)
+                dropped.update(await self._land(part))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(LANDERS):
+                group.create_task(lander())
+        return tried, dropped
 
     async def _land(self, work: Sequence[Work]) -> dict[str, str]:
         """Commits; returns what was dropped or blocked, by machine name ("" for others), with the reason."""
@@ -361,10 +412,12 @@ class Leader:
     )
     async def _read_again(self, key: str) -> None:
         """Asks until the store answers: nothing can be decided on a record that is known to be stale."""
+        known = self.fleet.index.get(key, 0)
         entry = await self._store.get(key, consistent=True)
         if entry is None:
             self.fleet.forget(key, self._wall())
         else:
+            _not_before(entry, known)
             self.fleet.absorb(entry, self._wall())
 
     def _seal(self, steps: Sequence[Step]) -> Op | None:
@@ -415,9 +468,9 @@ class Leader:
         """Agents whose requests are open."""
         return len(self._waiting)
 
-    async def report(self, report: Report) -> Answer:
+    def report(self, report: Report) -> Coroutine[object, object, Answer]:
         """Takes a report and waits as it asks."""
-        return await self.reception.report(report, self._decision_now, self._leadership)
+        return self.reception.report(report, self._decision_now, self._leadership)
 
     def _decision_now(self) -> Decision:
         return self._decision

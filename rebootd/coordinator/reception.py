@@ -85,13 +85,16 @@ class Reception:
         now = self._wall()
         if report.clock > 0:
             self.offsets[name] = now - report.clock
+        machine = self._fleet.machines.get(name)
+        idle = machine is not None and machine.state is State.IN_SERVICE and quiet(machine, report)
+        if idle and machine is not None:
+            report = _shared(report, machine)
         self._fleet.hear(report, now)
         loop = asyncio.get_running_loop()
-        machine = self._fleet.machines.get(name)
         until = loop.time() + min(report.wait, longest_wait(machine))
-        if machine is None or machine.state is not State.IN_SERVICE or not quiet(machine, report):
+        if not idle:
             self._dirty.set()
-            await self._waiting.next_tick(max(BUSY_WAIT, report.wait))
+            await self._waiting.next_tick(name, max(BUSY_WAIT, report.wait))
         while not self._closed:
             machine = self._fleet.machines.get(name)
             left = until - loop.time()
@@ -255,6 +258,19 @@ class Reception:
                 self._fleet.refused(name, Refusal(request.boot_id, why, snapshot.now))
                 if verdict.final and machine is not None:
                     self._tell(machine, "permit refused", verdict.reason)
+
+
+def _shared(report: Report, machine: Machine) -> Report:
+    """The report with the record's own values where they are equal, so that a large fleet is not in memory twice."""
+    return replace(
+        report,
+        name=machine.name,
+        rack=machine.rack if report.rack == machine.rack else report.rack,
+        machine_id=machine.machine_id if report.machine_id == machine.machine_id else report.machine_id,
+        boot_id=machine.boot_id,
+        kernel=machine.kernel,
+        labels=machine.labels,
+    )
 
 
 def _refusal(request: PermitRequest, epoch: int, reason: str) -> PermitAnswer:

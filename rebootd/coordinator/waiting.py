@@ -1,8 +1,12 @@
-"""Agents whose requests are open, and the requests that wait for the end of a tick."""
+"""Agents whose requests are open, and the requests that wait to be judged by a tick."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 
 class Waiting:
@@ -10,58 +14,62 @@ class Waiting:
 
     def __init__(self) -> None:
         self._parked: dict[str, asyncio.Future[None]] = {}
-        self._tick: list[asyncio.Future[None]] = []
+        self._next: dict[str, asyncio.Future[None]] = {}
+        self._due: dict[str, asyncio.Future[None]] = {}
 
     def __len__(self) -> int:
         return len(self._parked)
 
     async def park(self, name: str, seconds: float) -> None:
         """Returns when the machine is woken, or after ``seconds``."""
-        loop = asyncio.get_running_loop()
-        older = self._parked.get(name)
-        if older is not None and not older.done():
-            older.set_result(None)
-        future = self._parked[name] = loop.create_future()
-        timer = loop.call_later(seconds, _finish, future)
-        try:
-            await future
-        finally:
-            timer.cancel()
-            if self._parked.get(name) is future:
-                del self._parked[name]
+        await _wait(self._parked, name, seconds)
 
-    async def next_tick(self, seconds: float) -> None:
-        """Returns when a tick that began after now has ended, or after ``seconds``."""
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        self._tick.append(future)
-        timer = loop.call_later(seconds, _finish, future)
-        try:
-            await future
-        finally:
-            timer.cancel()
+    async def next_tick(self, name: str, seconds: float) -> None:
+        """Returns when a tick that began after now has judged the machine and its commit is done, or after ``seconds``."""
+        await _wait(self._next, name, seconds)
 
-    def begin_tick(self) -> list[asyncio.Future[None]]:
-        """The requests that this tick will answer."""
-        due, self._tick = self._tick, []
-        return due
+    def begin_tick(self) -> None:
+        """The requests that came until now will be answered by this tick."""
+        self._due, self._next = self._next, {}
 
-    @staticmethod
-    def end_tick(due: list[asyncio.Future[None]]) -> None:
+    def judged(self, busy: Container[str]) -> None:
+        """The tick has decided; machines that are not ``busy`` have no commit to wait for."""
+        for name, future in self._due.items():
+            if name not in busy:
+                _finish(future)
+
+    def end_tick(self) -> None:
         """The tick has ended, its commits with it."""
-        for future in due:
+        for future in self._due.values():
             _finish(future)
+        self._due = {}
 
     def wake(self, name: str) -> None:
         """The machine's record has changed."""
-        future = self._parked.get(name)
-        if future is not None:
-            _finish(future)
+        for where in (self._parked, self._due):
+            future = where.get(name)
+            if future is not None:
+                _finish(future)
 
     def wake_all(self) -> None:
         """The leader ends: everybody is let go."""
-        for future in [*self._parked.values(), *self._tick]:
+        for future in [*self._parked.values(), *self._next.values(), *self._due.values()]:
             _finish(future)
+
+
+async def _wait(where: dict[str, asyncio.Future[None]], name: str, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    older = where.get(name)
+    if older is not None:
+        _finish(older)
+    future = where[name] = loop.create_future()
+    timer = loop.call_later(seconds, _finish, future)
+    try:
+        await future
+    finally:
+        timer.cancel()
+        if where.get(name) is future:
+            del where[name]
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,7 +24,7 @@ from rebootd.store.port import (
 from rebootd.store.writer import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rebootd.coordinator.fleet import Fleet
     from rebootd.coordinator.locks import RackLocks
@@ -57,11 +58,20 @@ class Planner:
         self._new_id = new_id
         self._epoch = epoch
 
-    def plan(self, decision: Decision, now: float) -> list[Work]:
-        """All the work of a decision."""
+    def plan(self, decision: Decision, now: float) -> Iterator[Work]:
+        """All the work of a decision.
+
+        What depends on more than its machine's own record is made ready at once, before anything else can change; the
+        rest when it is asked for (after a power loss it would fill the memory).
+        """
         work: list[Work] = []
-        # A step whose rack cannot be locked for want of a session waits for the next tick.
-        work += [self._machine(s, now) for s in decision.steps if not s.lock or self._locks.can_lock]
+        plain: list[MachineStep] = []
+        for s in decision.steps:
+            if not (s.lock or s.unlock or s.guards):
+                plain.append(s)
+            elif not s.lock or self._locks.can_lock:
+                # A step whose rack cannot be locked for want of a session waits for the next tick.
+                work.append(self._machine(s, now))
         for rack in decision.locks:
             if self._locks.can_lock:
                 work.append(self._rack(now, lock=rack))
@@ -69,7 +79,7 @@ class Planner:
         work += [self._cycle(cycle, event) for cycle, event in decision.cycles]
         work += [self._power(step) for step in decision.power]
         work += [self._gone(fleet_key) for fleet_key in decision.prune]
-        return work
+        return chain(work, (self._machine(s, now) for s in plain))
 
     def change(self, change: Change, now: float) -> Work:
         """An operator's change as one piece of work."""

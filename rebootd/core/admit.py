@@ -121,13 +121,15 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> N
     lock = view.snapshot.racks.get(rack)
     ours = lock is not None and lock.holder == "ours"
     safe = view.safeguards
-    shut = capacity.full_limits()
+    shut, mask_of = capacity.full_limits(), capacity.mask_of
+    if shut:
+        runnable = [w for w in runnable if not mask_of(w[0]) & shut]
     if not view.ordered:
         runnable.sort(key=machine_order(view))
     for m, cycle, hold in runnable:
         if tally.full:
             return
-        if capacity.mask_of(m) & shut or _own(view, m) or held_back(view, m, cycle):
+        if mask_of(m) & shut or _own(view, m) or held_back(view, m, cycle):
             continue
         skip = view.skips(cycle.id) if cycle is not None else frozenset()
         if safe.any and safe.blockers(m, skip):
@@ -251,17 +253,17 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
     opened = open_racks(view) if many else None
     observed, conflicts, now = snapshot.observed, snapshot.conflicts, view.now
     patience = snapshot.policy.unreachable_after
-    failing, tripped = snapshot.failing, bool(view.breakers.open)
+    failing, tripped = snapshot.failing, view.breakers.touches if view.breakers.open else None
     safe = view.safeguards
     marked = safe.any
     limits = [_limit(t) for _, t in view.capacity.limits]
     shut, mask_of = view.capacity.full_limits(), view.capacity.mask_of
-    pace = view.pace
-    paced: dict[tuple[int, ...], tuple[tuple[Blocker, ...], ...]] = {}
+    late = {c: plan.late for c, plan in view.pace.plans.items() if plan.late}
     cycle_stops = {c.id: view.cycle_stop(c.id) for c in view.cycles}
     nothing = Blocker(
         kind="next", what="it is next: nothing blocks it", since=now, clears="the leader, at its next tick"
     )
+    paced = _Paced(view, out.others, nothing)
     for rack, wishes in wanting.items():
         if not rack:
             rackless = Blocker(
@@ -279,14 +281,16 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
                 *((opened,) if opened is not None and not _may_open(view, rack) else ()),
                 *((_limit(tally),) if tally.full else ()),
             )
-        shared: dict[tuple[str, int, tuple[object, ...]], tuple[Blocker, ...]] = {}
+        shared: dict[tuple[str, int, tuple[object, ...], int], tuple[Blocker, ...]] = {}
         reasons = out.reasons
         for m, cycle, hold in wishes:
             name = m.name
             if name in taken:
                 continue
             mask = mask_of(m) & shut if shut else 0
-            key = ("" if hold else cycle.id if cycle else "", mask, safe.mark(m) if marked else ())
+            # Its wave is told by its blocker's id: that lives as long as the plan.
+            wave = late.get(cycle.id, {}).get(name) if late and cycle is not None else None
+            key = ("" if hold else cycle.id if cycle else "", mask, safe.mark(m) if marked else (), id(wave))
             blockers = shared.get(key)
             if blockers is None:
                 stop = cycle_stops.get(key[0])
@@ -295,34 +299,53 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
                     *((stop,) if stop else ()),
                     *(b for i, b in enumerate(limits) if mask >> i & 1),
                     *(safe.blockers(m, view.skips(key[0])) if marked else ()),
+                    *((wave,) if wave is not None else ()),
                 )
                 shared[key] = blockers = blockers or (nothing,)
-            if pace.any or out.others:
-                slow = pace.blockers(m, cycle)
-                if out.others and cycle is not None and name in pace.last:
-                    slow = (*slow, goes_last(cycle.id, cycle.created))
-                if slow:
-                    joined = (id(blockers), *map(id, slow))
-                    kept = paced.get(joined)
-                    if kept is None:
-                        # The parts are kept as well: an id names an object only as long as it lives.
-                        both = slow if blockers == (nothing,) else (*blockers, *slow)
-                        kept = paced[joined] = (both, blockers, slow)
-                    blockers = kept[0]
+            if paced.any:
+                blockers = paced.joined(blockers, m, cycle)
             seen = observed.get(name)
-            odd = m.turned_back or m.flag or m.retry is not None or tripped or name in conflicts or name in failing
-            if odd or seen is None or now - seen.at > patience:
+            odd = m.turned_back or m.flag or m.retry is not None or name in conflicts or name in failing
+            if odd or (tripped and tripped(m)) or seen is None or now - seen.at > patience:
                 own = (*_own(view, m), *held_back(view, m, cycle))
                 if not own:
                     reasons[name] = blockers
                     continue
                 blockers = own if blockers == (nothing,) else (*blockers, *own)
             reasons[name] = blockers
-    for rack, members in view.capacity.members.items():
-        hold = snapshot.rack_holds.get(rack)
-        for m in members if hold else ():
-            if m.state is State.IN_SERVICE and m.name not in out.reasons and m.name not in taken and hold:
+    _held_racks(view, taken, out)
+
+
+def _held_racks(view: View, taken: set[str], out: Admission) -> None:
+    """Machines of held racks that nothing else was said of."""
+    for rack, hold in view.snapshot.rack_holds.items():
+        for m in view.capacity.members.get(rack, ()):
+            if m.state is State.IN_SERVICE and m.name not in out.reasons and m.name not in taken:
                 out.reasons[m.name] = (held_by("rack", rack, hold.reason, hold.by, hold.since),)
+
+
+class _Paced:
+    """Adds what windows that are too short are to machines, and their place at the end; equal tuples are shared."""
+
+    def __init__(self, view: View, others: bool, nothing: Blocker) -> None:
+        self._pace, self._others, self._nothing = view.pace, others, (nothing,)
+        self.any = others or view.pace.fit.tight
+        self._known: dict[tuple[int, ...], tuple[tuple[Blocker, ...], ...]] = {}
+
+    def joined(self, blockers: tuple[Blocker, ...], m: Machine, cycle: Cycle | None) -> tuple[Blocker, ...]:
+        """``blockers`` and these."""
+        slow = self._pace.fits(m, cycle)
+        if self._others and cycle is not None and m.name in self._pace.last:
+            slow = (*slow, goes_last(cycle.id, cycle.created))
+        if not slow:
+            return blockers
+        key = (id(blockers), *map(id, slow))
+        kept = self._known.get(key)
+        if kept is None:
+            # The parts are kept as well: an id names an object only as long as it lives.
+            both = slow if blockers == self._nothing else (*blockers, *slow)
+            kept = self._known[key] = (both, blockers, slow)
+        return kept[0]
 
 
 def _limit(tally: Tally) -> Blocker:

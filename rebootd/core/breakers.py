@@ -39,6 +39,17 @@ class Breakers:
         self._by_label: dict[str, dict[str, Blocker]] = {}
         for breaker in self.open:
             self._by_label.setdefault(breaker.label, {})[breaker.value] = breaker.blocker
+        # Asked of every machine that waits, so the two ways to a value are told apart once.
+        self._fields = [(label, values) for label, values in self._by_label.items() if label in _OWN]
+        self._labels = [(label, values) for label, values in self._by_label.items() if label not in _OWN]
+
+    def touches(self, machine: Machine) -> bool:
+        """Whether any of them holds this machine back; quick."""
+        labels = machine.labels
+        for label, values in self._labels:
+            if labels.get(label) in values:
+                return True
+        return any(getattr(machine, field) in values for field, values in self._fields)
 
     def of(self, machine: Machine) -> tuple[Blocker, ...]:
         """The breakers that hold this machine back."""

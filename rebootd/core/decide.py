@@ -124,10 +124,10 @@ def _prune(view: View) -> tuple[str, ...]:
 def _lost_locks(view: View) -> tuple[str, ...]:
     """Racks that our own work keeps open without our lock (it was lost): it is wanted again."""
     out = []
-    for rack, members in view.capacity.members.items():
-        lock = view.snapshot.racks.get(rack)
+    for rack in view.capacity.open:
+        lock, members = view.snapshot.racks.get(rack), view.capacity.members.get(rack, ())
         free = lock is None or lock.holder == "free"
-        if rack and free and any(m.state in _LOCKED or (m.planned and m.state in WORKING) for m in members):
+        if free and any(m.state in _LOCKED or (m.planned and m.state in WORKING) for m in members):
             out.append(rack)
     return tuple(sorted(out))
 
@@ -144,7 +144,6 @@ def unlocks_of(view: View, steps: list[MachineStep], admission: Admission) -> tu
     ours -= {s.after.rack for s in steps if s.after is not None and s.after.state in WORKING}
     if not ours:
         return steps, ()
-    after = {s.name: s.after for s in steps}
     unlocks = []
     for rack in sorted(ours):
         members = view.capacity.members.get(rack, [])
@@ -152,8 +151,6 @@ def unlocks_of(view: View, steps: list[MachineStep], admission: Admission) -> tu
         if not working:
             if rack not in admission.renewing:
                 unlocks.append(rack)
-            continue
-        if any(after.get(name) is None for name in working):
             continue
         if rack in admission.wanted or len(working) > 1:
             continue

@@ -73,6 +73,8 @@ def flagged(machine: Machine) -> Machine:
         return machine
     if required is Tri.NO:
         kept = "" if machine.flag.startswith(STILL) else machine.flag
+        if not before and kept == machine.flag:
+            return machine
         return replace(machine, required_before=(), flag=kept)
     if required is Tri.UNKNOWN or (machine.flag and not machine.flag.startswith(STILL)):
         return machine

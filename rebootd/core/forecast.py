@@ -39,7 +39,7 @@ STAYS = (
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """One machine's way. ``start`` is when it is taken out, ``back`` when it is in service again; ``wave`` from 1, 0: none."""
+    """One machine's way: when it is taken out, and when it is back. ``wave`` counts from 1 (0: none)."""
 
     machine: str
     rack: str
@@ -125,7 +125,9 @@ def past_errors(snapshot: Snapshot, most: int = 10) -> tuple[PastError, ...]:
     return tuple(out)
 
 
-def prepared(snapshot: Snapshot, cycle_id: str = "") -> tuple[Snapshot, dict[str, tuple[Blocker, ...]], tuple[str, ...]]:
+def prepared(
+    snapshot: Snapshot, cycle_id: str = ""
+) -> tuple[Snapshot, dict[str, tuple[Blocker, ...]], tuple[str, ...]]:
     """The snapshot as a forecast needs it, machines that gates keep in, and what is assumed besides ``STAYS``.
 
     Agents that have called go on calling. What shows a cycle's target now counts as skipped, since what a reboot will
@@ -267,9 +269,7 @@ def basis(snapshot: Snapshot) -> tuple[Basis, ...]:
     return tuple(out)
 
 
-def _never(
-    course: Course, plain: Snapshot, cycle_id: str, gated: dict[str, tuple[Blocker, ...]]
-) -> tuple[Never, ...]:
+def _never(course: Course, plain: Snapshot, cycle_id: str, gated: dict[str, tuple[Blocker, ...]]) -> tuple[Never, ...]:
     """Who is left when nothing moves any more, with everything that was in the way the last time windows were open."""
     machines = course.machines
     view = View(replace(course.view.snapshot, now=course.rested, policy=plain.policy))

@@ -143,9 +143,8 @@ class Course:
             freed = self._news()
             if any(plan.stale for plan in self.view.pace.plans.values()):
                 self._at(self.view.now)
-            if freed or not self._events or self._look_again:
-                if self._admit():
-                    probe = barren = 0
+            if (freed or not self._events or self._look_again) and self._admit():
+                probe = barren = 0
 
     def _wake(self) -> float | None:
         """When the clock alone changes what may go: a window's edge, a wave's soak, a new leader's patience."""
@@ -221,7 +220,9 @@ class Course:
         if m.state is State.DRAINING:
             result = Result(directive_id(m.name, m.version, "drain"), DirectiveKind.DRAIN, True)
         elif m.state is State.DRAINED:
-            self._asking[m.name] = PermitRequest(name=m.name, machine_id=m.machine_id, boot_id=boot_id, nonce="forecast")
+            self._asking[m.name] = PermitRequest(
+                name=m.name, machine_id=m.machine_id, boot_id=boot_id, nonce="forecast"
+            )
         elif m.state is State.REBOOTING:
             boot_id, check = f"forecast-{m.version}", CheckResult()
             required = Tri.NO if required is Tri.YES else required

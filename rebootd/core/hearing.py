@@ -38,6 +38,7 @@ def facts_of(report: Report) -> dict[str, Any]:
         "labels": report.labels,
         "reboot_required": report.reboot_required,
         "reboot_reasons": report.reboot_reasons,
+        "announced": bool(report.announced),
     }
 
 
@@ -57,15 +58,20 @@ def hear(walk: Walk, report: Report) -> None:
         return
     planned = m.state is State.REBOOTING and m.permit is not None and m.permit.boot_id == m.boot_id
     powered = not planned and served(walk.view.snapshot, m)
-    caused = planned or powered
+    # The agent's own word, or the record's where the agent's journal is gone with its host.
+    orderly = "announced" if walk.first.announced else report.last_shutdown
+    caused = planned or powered or orderly in {"announced", "orderly"}
     counts: dict[str, Any] = {}
     if not caused:
         counts = {"unplanned": m.unplanned + 1, "unplanned_at": with_unplanned(m, walk.now)}
     required = walk.first.reboot_reasons if walk.first.reboot_required is Tri.YES else ()
     detail = f"boot_id {m.boot_id} -> {report.boot_id}"
+    if report.last_shutdown:
+        detail += f", the boot before it ended: {report.last_shutdown}"
+    cause = "planned boot" if planned else "boot after a power cycle" if powered else "unplanned boot"
     walk.go(
         Happening.BOOT,
-        "planned boot" if planned else "boot after a power cycle" if powered else "unplanned boot",
+        f"{orderly} boot" if caused and not (planned or powered) else cause,
         detail,
         planned=planned,
         required_before=required,

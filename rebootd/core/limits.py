@@ -6,6 +6,7 @@ service by its record but has not been heard of: what is unknown is not safe (S6
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rebootd.core.membership import Membership
@@ -100,17 +101,33 @@ class Capacity:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        policy = snapshot.policy
         self.racks: dict[str, Tally] = {}
         self.members: dict[str, list[Machine]] = {}
-        self.limits = [(x.selector, Tally(f"limit {x.name}")) for x in policy.limits]
+        self.limits = [(x.selector, Tally(f"limit {x.name}")) for x in snapshot.policy.limits]
         self.open: dict[str, str] = {}
         self.lost: dict[str, float] = {}
         self._membership = Membership([s for s, _ in self.limits])
         self._groups: dict[int, list[Tally]] = {0: []}
-        self._masks: dict[str, int] = {}
-        limited, masks = bool(self.limits), self._masks
-        now, patience = snapshot.now, policy.unreachable_after
+        machines = [*snapshot.machines.values()] if self.limits else []
+        masks = self._membership.masks(machines)
+        self._masks = dict(zip(map(id, machines), masks, strict=True))
+        """By the record's identity: the snapshot keeps every record alive, and a changed one is another."""
+        for mask, count in Counter(masks).items():
+            for tally in self._group(mask):
+                tally.total += count
+        self._count_machines()
+        self._count_asides()
+        self._count_locks()
+        for amount, tally in (
+            *((snapshot.policy.rack_unavailable, tally) for tally in self.racks.values()),
+            *((x.max, tally) for x, (_, tally) in zip(snapshot.policy.limits, self.limits, strict=True)),
+        ):
+            tally.why = snapshot.failing
+            tally.close(amount)
+
+    def _count_machines(self) -> None:
+        snapshot = self._snapshot
+        now, patience = snapshot.now, snapshot.policy.unreachable_after
         observed, conflicts, failing = snapshot.observed, snapshot.conflicts, snapshot.failing
         racks, members = self.racks, self.members
         for name, m in snapshot.machines.items():
@@ -121,45 +138,36 @@ class Capacity:
             tally.total += 1
             members[m.rack].append(m)
             seen = observed.get(name)
-            away = (
+            if (
                 m.state is not State.IN_SERVICE
                 or seen is None
                 or now - seen.at > patience
                 or name in conflicts
                 or name in failing
-            )
-            since = 0.0
-            if away:
+            ):
                 since = self.lost[name] = _lost_since(snapshot, m, seen)
-                tally.lost(name, since)
+                for group in (tally, *self.limits_of(m)):
+                    group.lost(name, since)
                 if m.state in WORKING and m.rack:
                     self.open.setdefault(m.rack, f"{name} is {m.state.value}")
-            if limited:
-                masks[name] = mask = self._membership.mask(m)
-                for limit in self._group(mask):
-                    limit.total += 1
-                    if away:
-                        limit.lost(name, since)
-        for aside in snapshot.asides.values():
-            # An unreadable record: nobody knows its labels, so it counts in its rack and in every limit.
-            tally = racks.setdefault(aside.rack, Tally(f"rack {aside.rack}"))
-            members.setdefault(aside.rack, [])
+
+    def _count_asides(self) -> None:
+        """An unreadable record: nobody knows its labels, so it counts in its rack and in every limit."""
+        for aside in self._snapshot.asides.values():
+            tally = self.racks.setdefault(aside.rack, Tally(f"rack {aside.rack}"))
+            self.members.setdefault(aside.rack, [])
             for group in (tally, *(t for _, t in self.limits)):
                 group.total += 1
                 group.lost(aside.name, aside.since)
             self.lost[aside.name] = aside.since
-        for rack, lock in snapshot.racks.items():
+
+    def _count_locks(self) -> None:
+        for rack, lock in self._snapshot.racks.items():
             if lock.holder == "other":
                 by = f"session {lock.session}" + (f" on {lock.node}" if lock.node else "")
                 self.open[rack] = f"locked by {by}"
             elif lock.holder == "ours":
                 self.open.setdefault(rack, "our lock is still held")
-        for tally in racks.values():
-            tally.why = failing
-            tally.close(policy.rack_unavailable)
-        for (_, tally), limit_ in zip(self.limits, policy.limits, strict=True):
-            tally.why = failing
-            tally.close(limit_.max)
 
     def limits_of(self, machine: Machine) -> list[Tally]:
         """The tallies, beside its rack's, that the machine counts in."""
@@ -167,9 +175,8 @@ class Capacity:
 
     def mask_of(self, machine: Machine) -> int:
         """The limits that the machine counts in: bit ``i`` for ``limits[i]``."""
-        if self._snapshot.machines.get(machine.name) is machine:
-            return self._masks.get(machine.name, 0)
-        return self._membership.mask(machine)
+        found = self._masks.get(id(machine))
+        return self._membership.mask(machine) if found is None else found
 
     def full_limits(self) -> int:
         """The limits that are full now, as bits."""

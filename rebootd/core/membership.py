@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from rebootd.core.model import Machine
     from rebootd.core.selectors import Selector
@@ -15,36 +15,37 @@ _LABEL = "label."
 
 
 class Membership:
-    """Bit ``i`` of :meth:`mask` says whether the selector ``i`` matches.
-
-    Selectors look at few keys (:meth:`Selector.keys`), and most machines of a fleet have the same values there, so
-    the selectors themselves are asked once for each combination of values.
-    """
+    """Bit ``i`` of a mask says whether the selector ``i`` matches."""
 
     def __init__(self, selectors: Sequence[Selector]) -> None:
         self._matchers = [(1 << i, s.matches) for i, s in enumerate(selectors)]
         keys = sorted({key for s in selectors for key in s.keys()})  # noqa: SIM118  Selector.keys is no dict's
-        self._labels = tuple(key.removeprefix(_LABEL) for key in keys if key.startswith(_LABEL))
-        own = [key for key in keys if not key.startswith(_LABEL)]
-        # Names differ anyway: remembering what was found for each would only cost.
-        self._own: Callable[[Machine], object] | None = attrgetter(*own) if own and "name" not in own else None
-        self._alike = "name" not in own
-        self._known: dict[object, int] = {}
+        self._own = [key for key in keys if not key.startswith(_LABEL)]
+        self._labels = [key.removeprefix(_LABEL) for key in keys if key.startswith(_LABEL)]
 
     def mask(self, machine: Machine) -> int:
         """The selectors that match the machine."""
-        if not self._alike:
-            return self._judge(machine)
-        own = self._own(machine) if self._own is not None else None
-        values = (own, *map(machine.labels.get, self._labels))
-        found = self._known.get(values)
-        if found is None:
-            found = self._known[values] = self._judge(machine)
-        return found
-
-    def _judge(self, machine: Machine) -> int:
         found = 0
         for bit, matches in self._matchers:
             if matches(machine):
                 found |= bit
         return found
+
+    def masks(self, machines: Sequence[Machine]) -> list[int]:
+        """The mask of each machine.
+
+        Selectors look at few keys, and most machines of a fleet have the same values there, so the selectors are
+        asked once for each combination of values. Columns instead of a loop: it is done for 10,000 machines at once.
+        """
+        columns = [*self._columns(machines)]
+        if not columns:
+            return [self.mask(machines[0])] * len(machines) if machines else []
+        values = list(zip(*columns, strict=True))
+        known = {seen: self.mask(machine) for seen, machine in dict(zip(values, machines, strict=True)).items()}
+        return [known[seen] for seen in values]
+
+    def _columns(self, machines: Sequence[Machine]) -> Iterator[map[object]]:
+        for key in self._own:
+            yield map(attrgetter(key), machines)
+        for key in self._labels:
+            yield map(methodcaller("get", key), map(attrgetter("labels"), machines))

@@ -71,6 +71,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     ``unplanned_at`` are the times of the last unplanned boots, ``retry`` what is tried again. ``ended`` is when a cycle
     last ended for it, ``required_since`` since when it reports that a reboot is required (0: it does not).
     ``turned_back`` counts how often in a row a gate brought it back undone, at ``turned_back_at`` for the last time.
+    ``announced`` tells that a shutdown by somebody else's hand is coming: the next boot is no crash.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     required_since: float = 0.0
     turned_back: int = 0
     turned_back_at: float = 0.0
+    announced: bool = False
 
 
 class CycleState(StrEnum):
@@ -315,7 +317,8 @@ class Blocker(msgspec.Struct, frozen=True):
 
     ``kind`` is a short stable word (``window``, ``halt``, ``limit``, ``racks``, ``rack-lock``,
     ``hold``, ``unseen``, ``settle``, ``clock``, ``no-rack``, ``conflict``, ``aside``, ``agent``,
-    ``soak``, ``cycle``, ``store``, ``quarantine``, ``permit``, ``gate``) for metrics and filters.
+    ``soak``, ``cycle``, ``store``, ``quarantine``, ``permit``, ``gate``,
+    ``quorum``, ``failing``, ...) for metrics and filters.
     """
 
     kind: str

@@ -9,6 +9,7 @@ import msgspec
 from rebootd.core.decision import Change, RecordWrite
 from rebootd.core.gates import check_gates
 from rebootd.core.operations import audit
+from rebootd.core.pace_check import check_pace
 from rebootd.core.policy import diff_policies, parse_policy
 from rebootd.core.quorums import check_quorums
 
@@ -71,7 +72,7 @@ def diff_policy(snapshot: Snapshot, text: str) -> PolicyDiff:
         said = [f"at most {x.max} of {x.selector}" if x is not None else "" for x in (was, will)]
         limits.append(LimitChange(limit, said[0], said[1], len(names), tuple(names[:5])))
     fleet_wide = any(not f.field.startswith("limits") for f in fields)
-    warnings = (*check_gates(new, snapshot), *check_quorums(new, snapshot))
+    warnings = (*check_gates(new, snapshot), *check_quorums(new, snapshot), *check_pace(new, snapshot))
     return PolicyDiff(fields, tuple(limits), fleet_wide, warnings)
 
 

@@ -51,17 +51,22 @@ class Pace:
     def waits(self, machine: Machine, cycle: Cycle) -> Blocker | None:
         """Why the machine's wave of the cycle has not come yet, or None."""
         plan = self.plans.get(cycle.id)
-        return plan.waits(machine.name) if plan is not None else None
+        return plan.late.get(machine.name) if plan is not None else None
 
     def blockers(self, machine: Machine, cycle: Cycle | None) -> tuple[Blocker, ...]:
         """What keeps a machine in that the cycle wants out: its wave, and windows that are too short for it."""
         if not self.any or cycle is None:
             return ()
         wave = self.waits(machine, cycle)
-        fits = self.fit.blocker(machine) if self.fit.tight and not cycle.emergency else None
-        if wave is None and fits is None:
+        fits = self.fits(machine, cycle)
+        return (wave, *fits) if wave is not None else fits
+
+    def fits(self, machine: Machine, cycle: Cycle | None) -> tuple[Blocker, ...]:
+        """What windows that are too short for the machine are; nothing in an emergency."""
+        if not self.fit.tight or cycle is None or cycle.emergency:
             return ()
-        return tuple(b for b in (wave, fits) if b is not None)
+        blocker = self.fit.blocker(machine)
+        return () if blocker is None else (blocker,)
 
 
 @lru_cache(maxsize=64)

@@ -34,7 +34,7 @@ COMMON = ("name", "kind", "covers", "max_age", "max_block")
 
 _COMPARISON = re.compile(r"(<=|>=|==|!=|<|>)\s*(-?[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[eE][+-]?[0-9]{1,2})?)")
 _MATCHER = re.compile(r'([A-Za-z_][A-Za-z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"')
-_NODE_META = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_WORD = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -79,7 +79,6 @@ class NomadQuorum(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "nomad-quorum"
     address: str
-    token_file: str = ""
 
 
 class PrometheusQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +89,6 @@ class PrometheusQuery(msgspec.Struct, frozen=True, kw_only=True):
     query: str
     holds_when: Comparison
     every: bool = True
-    token_file: str = ""
 
 
 class NoAlerts(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +97,6 @@ class NoAlerts(msgspec.Struct, frozen=True, kw_only=True):
     kind: ClassVar[str] = "alertmanager"
     address: str
     matchers: tuple[str, ...]
-    token_file: str = ""
 
 
 Test = ConsulService | ConsulQuorum | NomadQuorum | PrometheusQuery | NoAlerts
@@ -209,7 +206,7 @@ def _consul_service(fields: Fields) -> ConsulService:
 
 
 def _word(value: object, field: str) -> str:
-    if not isinstance(value, str) or not _NODE_META.fullmatch(value):
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
         raise bad_input(field, value, "1 to 128 characters of A-Z a-z 0-9 . _ -")
     return value
 
@@ -226,7 +223,7 @@ def _consul_quorum(_fields: Fields) -> ConsulQuorum:
 
 
 def _nomad_quorum(fields: Fields) -> NomadQuorum:
-    return NomadQuorum(address=fields.need("address", _address), token_file=fields.take("token_file", _path, ""))
+    return NomadQuorum(address=fields.need("address", _address))
 
 
 def _prometheus(fields: Fields) -> PrometheusQuery:
@@ -235,7 +232,6 @@ def _prometheus(fields: Fields) -> PrometheusQuery:
         query=fields.need("query", partial(parse_text, required=True, maximum=4000)),
         holds_when=fields.need("holds_when", parse_comparison),
         every=fields.take("series", partial(parse_choice, choices=("all", "any")), "all") == "all",
-        token_file=fields.take("token_file", _path, ""),
     )
 
 
@@ -243,7 +239,6 @@ def _alertmanager(fields: Fields) -> NoAlerts:
     return NoAlerts(
         address=fields.need("address", _address),
         matchers=fields.need("matchers", parse_matchers),
-        token_file=fields.take("token_file", _path, ""),
     )
 
 
@@ -294,24 +289,19 @@ def _address(value: object, field: str) -> str:
     fits = port != 0 and url.scheme in {"http", "https"} and url.hostname and not (url.query or url.fragment)
     if not fits or "@" in url.netloc or " " in text:
         raise bad_input(
-            field, value, "an address such as http://prometheus.service.consul:9090 (credentials go into token_file)"
+            field,
+            value,
+            "an address such as http://prometheus.service.consul:9090 (tokens are files of the daemon)",
         )
     return text.rstrip("/")
-
-
-def _path(value: object, field: str) -> str:
-    text = parse_text(value, field, required=True)
-    if not text.startswith("/"):
-        raise bad_input(field, value, "an absolute path of a file on every coordinator's host")
-    return text
 
 
 KINDS: dict[str, tuple[tuple[str, ...], Callable[[Fields], Test]]] = {
     "consul-service": (("service", "minimum", "tag"), _consul_service),
     "consul-quorum": ((), _consul_quorum),
-    "nomad-quorum": (("address", "token_file"), _nomad_quorum),
-    "prometheus": (("address", "query", "holds_when", "series", "token_file"), _prometheus),
-    "alertmanager": (("address", "matchers", "token_file"), _alertmanager),
+    "nomad-quorum": (("address",), _nomad_quorum),
+    "prometheus": (("address", "query", "holds_when", "series"), _prometheus),
+    "alertmanager": (("address", "matchers"), _alertmanager),
 }
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -360,15 +350,14 @@ def _layout(test: Test) -> dict[str, Any]:
             least: int | str = str(test.minimum) if test.minimum.percent else test.minimum.value
             out = {"service": test.service, "minimum": least, "tag": test.tag}
         case NomadQuorum():
-            out = {"address": test.address, "token_file": test.token_file}
+            out = {"address": test.address}
         case PrometheusQuery():
             out = {
                 "address": test.address,
                 "query": test.query,
                 "holds_when": str(test.holds_when),
                 "series": "all" if test.every else "any",
-                "token_file": test.token_file,
             }
         case NoAlerts():
-            out = {"address": test.address, "matchers": ", ".join(test.matchers), "token_file": test.token_file}
+            out = {"address": test.address, "matchers": ", ".join(test.matchers)}
     return {key: value for key, value in out.items() if value != ""}

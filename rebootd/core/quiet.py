@@ -18,6 +18,7 @@ def quiet(machine: Machine, report: Report) -> bool:
         and machine.reboot_required is report.reboot_required
         and machine.reboot_reasons == report.reboot_reasons
         and machine.chassis == report.chassis
+        and machine.announced == bool(report.announced)
         and (machine.rack == report.rack or not report.rack)
         and not out_by_itself(machine, report)
     )

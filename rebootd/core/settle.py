@@ -134,7 +134,9 @@ def _by_hand(walk: Walk, report: Report) -> bool:
 def _in_service(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     if out_by_itself(walk.machine, seen.report):
         # It lost its journal, or somebody wrote it anew: it stays out until it is told to come back.
-        walk.go(Happening.FOUND_OUT, "out of service on its host")
+        announced = seen.report.announced
+        cause = "announced shutdown" if announced else "out of service on its host"
+        walk.go(Happening.FOUND_OUT, cause, announced)
     return ()
 
 
@@ -163,7 +165,9 @@ def _drained(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     unwanted = _unwanted(walk)
     if unwanted is not None:
         # What a gate turned back is likely to be turned back again: it waits longer each time (see `resting`).
-        again: dict[str, Any] = {"turned_back": m.turned_back + 1, "turned_back_at": walk.now} if unwanted.kind == "gate" else {}
+        again: dict[str, Any] = (
+            {"turned_back": m.turned_back + 1, "turned_back_at": walk.now} if unwanted.kind == "gate" else {}
+        )
         walk.go(Happening.RETURN, f"brought back: {unwanted.what}", **again)
         return ()
     return _permit(walk)
@@ -236,6 +240,8 @@ def _rebooting(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
 
 def _verifying(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     m, check = walk.machine, seen.report.boot_check
+    if seen.report.announced:
+        return (waits(m, "agent", f"it is about to go down: somebody's {seen.report.announced} was announced"),)
     if check.status == "failed":
         # Only a check made in knowledge of this step counts: a cleared quarantine asks for a new one.
         if seen.report.index != m.version:

@@ -99,9 +99,6 @@ _TARGET: dict[tuple[State, Happening], State] = {(r.frm, r.happening): r.to for 
 WORKING = frozenset({_S.DRAINING, _S.DRAINED, _S.REBOOTING, _S.VERIFYING, _S.ENABLING})
 """States in which a machine keeps its rack open (held and quarantined ones count in limits only)."""
 
-DIRECTED = frozenset({_S.DRAINING, _S.DRAINED, _S.REBOOTING, _S.ENABLING, _S.HELD})
-"""States in which an agent may have something to do."""
-
 
 def target(state: State, happening: Happening) -> State | None:
     """The state that follows, or None when ``happening`` does not apply in ``state``."""

@@ -153,7 +153,9 @@ class View:
             if cycle.state is not CycleState.RUNNING:
                 continue
             failed = sorted(
-                m.name for m in self.snapshot.machines.values() if m.outcomes.get(cycle.id, "").startswith("failed")
+                m.name
+                for m in self.snapshot.machines.values()
+                if m.outcomes and m.outcomes.get(cycle.id, "").startswith("failed")
             )
             if len(failed) > cycle.failure_budget:
                 named = ", ".join(failed[:5])

@@ -5,9 +5,9 @@ All of it follows from the policy, the machines' records and the clock: a new le
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from rebootd.core.advance import at_target
 from rebootd.core.failures import needs_person
 from rebootd.core.model import Blocker, State
 from rebootd.core.selectors import parse_selector
@@ -52,30 +52,28 @@ class WavePlan:
         """Whether a wave has lost its last machine to go since :meth:`at` was asked."""
         self._left: list[set[str]] = [set() for _ in waves]
         self._ended = [0.0 for _ in waves]
-        self._blockers: dict[int, Blocker] = {}
+        self.late: dict[str, Blocker] = {}
+        """Machines whose wave has not come, and why."""
         rest = list(machines)
         total = len(rest)
         for number, wave in enumerate(waves):
-            rest = self._take(number, rest, _chosen(wave, rest, total))
-
-    def _take(self, number: int, rest: list[Machine], chosen: Callable[[int, Machine], bool]) -> list[Machine]:
-        left = []
-        for place, machine in enumerate(rest):
-            if chosen(place, machine):
+            chosen, rest = _split(wave, rest, total)
+            left = self._left[number]
+            for machine in chosen:
                 self.index[machine.name] = number
-                self.update(machine)
-            else:
-                left.append(machine)
-        return left
+                if machine.state is State.IN_SERVICE and not machine.outcomes and not machine.flag:
+                    # What nearly all of a long list are like.
+                    left.add(machine.name)
+                else:
+                    self.update(machine)
+        self.stale = False
 
     def update(self, machine: Machine) -> None:
         """Takes over one machine's record."""
         number = self.index.get(machine.name)
         if number is None:
             return
-        over = self.cycle.id in machine.outcomes and not (
-            machine.cycle == self.cycle.id and machine.state in WORKING
-        )
+        over = self.cycle.id in machine.outcomes and not (machine.cycle == self.cycle.id and machine.state in WORKING)
         if over:
             self._ended[number] = max(self._ended[number], machine.ended)
         if over or machine.state in _AWAY or needs_person(machine, self._policy):
@@ -103,7 +101,7 @@ class WavePlan:
                 break
         began = max((e for e in self._ended[: self.current]), default=0.0) or self.cycle.created
         said = f"of cycle {self.cycle.id} goes after wave {self.current + 1} ({self.waves[self.current].name}), which"
-        self._blockers = {
+        blockers = {
             n: Blocker(
                 kind="wave",
                 what=f"wave {n + 1} of {last + 1} ({self.waves[n].name}) {said} {why}",
@@ -112,22 +110,23 @@ class WavePlan:
             )
             for n in range(self.current + 1, last + 1)
         }
+        current = self.current
+        self.late = {name: blockers[n] for name, n in self.index.items() if n > current} if blockers else {}
         return self
 
-    def waits(self, name: str) -> Blocker | None:
-        """Why the machine's wave has not come yet, or None."""
-        return self._blockers.get(self.index.get(name, -1))
 
-
-def _chosen(wave: Wave, rest: list[Machine], total: int) -> Callable[[int, Machine], bool]:
-    if wave.machines is not None:
-        matches = wave.machines.matches
-        return lambda _place, machine: matches(machine)
-    if wave.racks:
-        racks = frozenset(wave.racks)
-        return lambda _place, machine: machine.rack in racks
-    size = len(rest) if wave.rest or wave.size is None else wave.size.of(total)
-    return lambda place, _machine: place < size
+def _split(wave: Wave, rest: list[Machine], total: int) -> tuple[list[Machine], list[Machine]]:
+    """Those of ``rest`` that the wave takes, and the others."""
+    if wave.machines is None and not wave.racks:
+        size = len(rest) if wave.rest or wave.size is None else wave.size.of(total)
+        return rest[:size], rest[size:]
+    racks = frozenset(wave.racks)
+    matches = wave.machines.matches if wave.machines is not None else lambda m: m.rack in racks
+    chosen: list[Machine] = []
+    left: list[Machine] = []
+    for machine in rest:
+        (chosen if matches(machine) else left).append(machine)
+    return chosen, left
 
 
 def wave_plan(
@@ -141,12 +140,13 @@ def wave_plan(
     matches, ranks = parse_selector(cycle.selector).matches, rack_ranks(policy, members)
     chosen: list[Machine] = []
     behind: list[Machine] = []
+    reached = parse_selector(cycle.target, "target").matches if cycle.target else None
     for rack in sorted((r for r in members if r), key=ranks.__getitem__):
         for machine in sorted(members[rack], key=_name):
-            if cycle.id in machine.outcomes or (matches(machine) and not at_target(cycle, machine)):
+            wanted = matches(machine) and (reached is None or not reached(machine))
+            if wanted or cycle.id in machine.outcomes:
                 (behind if machine.name in last else chosen).append(machine)
     return WavePlan(cycle, policy, [*chosen, *behind])
 
 
-def _name(machine: Machine) -> str:
-    return machine.name
+_name = attrgetter("name")

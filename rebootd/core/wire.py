@@ -43,7 +43,8 @@ class Directive(msgspec.Struct, frozen=True):
 
     ``id`` is stable for one step of one machine (``<name>/<version>/<kind>``), whichever leader
     says it. The agent obeys only if ``boot_id`` is its own and ``epoch`` is not below the highest
-    it has seen.
+    it has seen. ``method`` is how to reboot (``reboot``, ``kexec``, ``soft-reboot``, ``custom``), ``""`` as the host
+    is set up to.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Directive(msgspec.Struct, frozen=True):
     version: int
     boot_id: str
     cycle: str = ""
+    method: str = ""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -70,6 +72,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ``in_service`` is the agent's own view for this boot (has an enable been carried out, or does
     no mark of ours stand); ``by_hand`` is the reason given to a local break-glass enable during
     this boot, or ``""``. ``index`` and ``wait`` (seconds) make the request wait for news.
+    ``announced`` is the shutdown that the host is about to go through by somebody else's hand (``reboot``,
+    ``poweroff``, ...), or ``""``. ``last_shutdown`` is how the boot before this one ended, as far as its agent saw it:
+    ``permitted``, ``announced``, ``orderly`` (stopped by its service manager, unannounced), ``crash`` (the kernel left
+    a trace), ``none`` (nothing was seen: power loss, a crash or reset without a trace), ``""`` (nothing is known).
     """
 
     name: str
@@ -85,6 +91,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     result: Result | None = None
     in_service: bool = False
     by_hand: str = ""
+    announced: str = ""
+    last_shutdown: str = ""
     clock: float = 0.0
     agent: str = ""
     index: int = 0

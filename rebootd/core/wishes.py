@@ -36,9 +36,11 @@ class Wishes:
         return out
 
     def among(self, machines: Iterable[Machine], settled: Collection[str], rack_hold: Hold | None) -> list[Wish]:
-        """The wishes of machines of one rack. The first cycle whose wave has come takes a machine, then one that runs."""
+        """The wishes of machines of one rack: of the first cycle that runs and whose wave has come, or else of one."""
         view = self._view
-        machine_holds, in_service, waits = view.snapshot.machine_holds, State.IN_SERVICE, view.pace.waits
+        machine_holds, in_service = view.snapshot.machine_holds, State.IN_SERVICE
+        late = {c: plan.late for c, plan in view.pace.plans.items() if plan.late}
+        cycles = [(*compiled, view.runs(compiled[0])) for compiled in self._compiled]
         out: list[Wish] = []
         for m in machines:
             if m.state is not in_service or m.name in settled:
@@ -50,12 +52,12 @@ class Wishes:
             outcomes = m.outcomes
             later: Cycle | None = None
             paused: Cycle | None = None
-            for cycle, key, matches, reached in self._compiled:
+            for cycle, key, matches, reached, runs in cycles:
                 if key in outcomes or not matches(m) or (reached is not None and reached(m)):
                     continue
-                if not view.runs(cycle):
+                if not runs:
                     paused = paused or cycle
-                elif waits(m, cycle) is not None:
+                elif late and m.name in late.get(cycle.id, ()):
                     later = later or cycle
                 else:
                     out.append((m, cycle, None))

@@ -8,7 +8,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rebootd.agent.detect import Finding, combine, flavour, from_command, from_file, from_kernel, installed, version_key
+from rebootd.agent.detect import Finding, combine
+from rebootd.agent.detect.files import flavour, from_file, from_kernel, installed, version_key
+from rebootd.agent.detect.tools import from_command
 from rebootd.agent.hooks import OUTPUT_KEPT, listed, run_hooks, run_program
 from rebootd.core.wire import Tri
 from tests.agent.fake import eventually

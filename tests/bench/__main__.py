@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tests.bench import checkins, storm
+from tests.bench import checkins, forecast, storm
 from tests.bench.figures import Figure, show, write
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "checkins": checkins.run,
     "storm": storm.run,
+    "forecast": forecast.run,
 }
 CORES = 2
 

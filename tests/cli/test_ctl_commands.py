@@ -144,7 +144,7 @@ async def test_policy(api: Api, ctl: Ctl) -> None:
 
 LOOKING = [
     "status", "machines", "machine r1m1", "explain r1m1", "cycle list", "cycle show k1", "held", "window list",
-    "rack list", "quarantine list", "policy show",
+    "rack list", "quarantine list", "policy show", "gate list",
 ]  # fmt: skip
 CHANGING = [
     "cycle start k2 --selector *", "cycle pause k1", "hold r1m1", "release r1m1", "window open 2h --id w",
@@ -167,3 +167,20 @@ async def test_json_everywhere(ctl: Ctl) -> None:
     events = (await ctl("events", "--json", "--limit", "3")).out.splitlines()
     assert len(events) == 3
     assert all(line.startswith("{") for line in events)
+
+
+async def test_an_emergency_cycle(api: Api, ctl: Ctl) -> None:
+    words = ("cycle", "start", "k9", "--selector", "*", "--emergency")
+    assert "reason" in await ctl.bad(2, *words)
+    assert "skip_gates[0]" in await ctl.bad(2, *words, "--reason", "CVE", "--skip-gate", "errors")
+    await ctl.good(*words, "--reason", "CVE-2026-1")
+    assert "it skips windows" in await ctl.good("cycle", "show", "k9")
+    assert "EMERGENCY" in await ctl.good("events")
+
+
+async def test_explain_names_what_is_not_a_blocker_too(api: Api, ctl: Ctl) -> None:
+    assert "nothing wants it out" in await ctl.good("explain", "r1m1")
+    api.office.held = FakeDesk([machine("q1", "r2", State.VERIFYING, flag="target not reached: cycle k1 wants x")])
+    out = await ctl.good("explain", "q1")
+    assert "flagged: target not reached" in out
+    assert "given up:" in out

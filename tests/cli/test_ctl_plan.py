@@ -39,8 +39,8 @@ async def test_what_if_with_machines_that_never_go(api: Api, ctl: Ctl) -> None:
 
 async def test_past_errors_are_told(api: Api, ctl: Ctl) -> None:
     now = api.desk.state.now
-    old = Cycle(id="old", selector="*", created=now - 9000, state=CycleState.DONE, changed=now - 3000, estimated=now - 3600,
-                estimated_at=now - 9000)  # fmt: skip
+    old = Cycle(id="old", selector="*", created=now - 9000, state=CycleState.DONE, changed=now - 3000,
+                estimated=now - 3600, estimated_at=now - 9000)  # fmt: skip
     api.desk.state = replace(api.desk.state, cycles={"old": old})
     assert "off by 10% (median of 1): old 10m late" in await ctl.good("plan", "--selector", "*")
 

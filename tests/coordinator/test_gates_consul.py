@@ -180,10 +180,10 @@ async def _until(made: Eyes, index: int, name: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------- a leader
 
 
-def policy_of(town: Town, minimum: int, more: str = "") -> str:
+def policy_of(town: Town, minimum: int) -> str:
     return (
         "racks: {unavailable: 9}\nsettle: 0s\n"
-        f"gates: [{{name: web, kind: consul-service, service: {town.service}, minimum: {minimum}, max_age: 2s}}]\n{more}"
+        f"gates: [{{name: web, kind: consul-service, service: {town.service}, minimum: {minimum}, max_age: 2s}}]\n"
     )
 
 

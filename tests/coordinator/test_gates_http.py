@@ -72,12 +72,21 @@ async def test_what_prometheus_cannot_say_is_an_error(prom: str, text: str, said
         await read(query(prom, text))
 
 
-async def test_the_token_is_read_anew_and_a_missing_one_is_an_error(prom: str, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    with pytest.raises(RebootdError, match="token file"):
-        await read(query(prom, "vector(1)", token_file=str(token)))
-    token.write_text("secret\n")
-    assert isinstance(await read(query(prom, "vector(1)", token_file=str(token))), Samples)
+async def test_a_token_goes_to_its_own_address_and_is_read_anew(tmp_path: Path) -> None:
+    answers = {"/api/v1/query": {"status": "success", "data": {"resultType": "scalar", "result": [1, "3"]}}}
+    shown: list[str] = []
+    async with standing_in(answers, shown=shown) as url:
+        eyes, gate = Eyes(None, tmp_path), Gate(name="g", test=query(url, "x"))
+        token = tmp_path / url.removeprefix("http://")
+        (tmp_path / "127.0.0.1:9").write_text("of another")
+        await eyes.read(gate, {})
+        token.write_text("secret\n")
+        await eyes.read(gate, {})
+        token.write_text("\n")
+        with pytest.raises(RebootdError, match="holds no token"):
+            await eyes.read(gate, {})
+        await eyes.close()
+    assert shown == ["", "Bearer secret"]
 
 
 # ------------------------------------------------------------------------------------------------ Alertmanager
@@ -126,10 +135,12 @@ def _time(at: float) -> str:
 
 
 @asynccontextmanager
-async def standing_in(answers: dict[str, Any], status: int = 200) -> AsyncIterator[str]:
+async def standing_in(answers: dict[str, Any], status: int = 200, shown: list[str] | None = None) -> AsyncIterator[str]:
     """A server that answers each path with what is given: JSON, or bytes as they are."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        if shown is not None:
+            shown.append(request.headers.get("Authorization", ""))
         if request.path not in answers:
             return web.Response(status=404, text="no such path")
         answer = answers[request.path]

@@ -184,7 +184,8 @@ def is_enabled_by_hand(sim: Simulation) -> None:
 
 
 def loses_a_journal(sim: Simulation) -> None:
-    sim.rng.choice(list(sim.hosts.values())).loses_journal()
+    permitted = [sim.hosts[m.name] for m in sim.machines.values() if m.permit is not None]
+    sim.rng.choice(permitted or list(sim.hosts.values())).loses_journal()
 
 
 def lies(sim: Simulation) -> None:

@@ -49,6 +49,8 @@ def heard(m: Machine, said: str) -> Observation | None:
         "failed before": {"boot_check": FAILED, "index": m.version - 1},
         "by hand": {"by_hand": "no leader", "in_service": True},
         "by hand before": {"by_hand": "no leader", "in_service": True, "index": m.version - 1},
+        "out by its own word": {"in_service": False},
+        "out before": {"in_service": False, "index": m.version - 1},
         "new boot": {"boot_id": "m1-b2", "index": 0, "boot_check": CheckResult()},
         "new boot passed": {"boot_id": "m1-b2", "index": 0, "boot_check": PASSED},
         "new boot failed": {"boot_id": "m1-b2", "index": 0, "boot_check": FAILED},

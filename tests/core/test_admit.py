@@ -24,6 +24,7 @@ from tests.core.worlds import (
     OTHER,
     OURS,
     PASSED,
+    asks,
     cycle,
     hold,
     kinds,
@@ -227,7 +228,9 @@ def test_a_new_leader_waits_for_the_rack_but_not_for_ever() -> None:
     assert taken(decide(world(*fleet(), leading_since=NOW - 60, **silent))) == ["m11"]
 
 
-@pytest.mark.parametrize(("start", "end", "opens"), [(-5, 3600, True), (0, 3600, True), (-5, 0, False), (1, 3600, False)])
+@pytest.mark.parametrize(
+    ("start", "end", "opens"), [(-5, 3600, True), (0, 3600, True), (-5, 0, False), (1, 3600, False)]
+)
 def test_windows_begin_and_end(start: float, end: float, opens: bool) -> None:
     decision = decide(world(policy=CLOSED, windows=(window(NOW + start, NOW + end),)))
     assert bool(taken(decision)) == opens
@@ -296,6 +299,14 @@ def test_a_lock_that_was_lost_is_wanted_again_for_what_we_took_out(state: State)
     assert decide(world(out(state), racks={"r1": RackLock()})).locks == ("r1",)
     assert decide(world(out(state), racks={"r1": OTHER})).locks == ()
     assert decide(world(machine(state=S.VERIFYING, booted=True), cycles=[])).locks == ()
+
+
+@pytest.mark.parametrize("asking", [True, False])
+def test_a_released_machine_that_sets_out_keeps_the_lock_that_is_there(asking: bool) -> None:
+    held = out(S.HELD)
+    decision = decide(world(held, racks={"r1": OURS}, asking=[asks(held)] if asking else []))
+    assert bool(decision.steps) == asking
+    assert decision.unlocks == (() if asking else ("r1",))
 
 
 def test_nothing_goes_while_the_lock_of_an_open_rack_is_lost() -> None:

@@ -14,7 +14,7 @@ from rebootd.core.model import Cycle, CycleState, State
 from tests.core.chaos import GENTLE, POLICIES, clears_a_quarantine, disturb, starts_a_cycle
 from tests.core.simulation import Simulation
 
-SEEDS = range(60)
+SEEDS = range(40)
 ROUNDS = 300
 GOOD_TIMES = (*POLICIES[:3], replace(GENTLE, soak=90))
 ENOUGH_IN_CHAOS = 3

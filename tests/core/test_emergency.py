@@ -70,7 +70,8 @@ def test_its_permit_is_given_outside_of_windows_and_says_so() -> None:
     ],
 )
 def test_it_passes_nothing_else(facts: dict[str, Any], kind: str) -> None:
-    decision = decide(snapshot(machine(), **({"cycles": [cycle(**URGENT)], "policy": CLOSED} | facts)))
+    given: dict[str, Any] = {"cycles": [cycle(**URGENT)], "policy": CLOSED}
+    decision = decide(snapshot(machine(), **(given | facts)))
     assert not [s for s in decision.steps if s.lane is Lane.OUT]
     assert kind in kinds(decision)
 

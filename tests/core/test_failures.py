@@ -69,8 +69,7 @@ def test_a_drain_that_failed_is_tried_once_more_after_a_pause(state: State, kind
     assert kinds(waiting) == ["retry"]
     assert "08:01:00Z" in waiting.reasons["m1"][0].what
 
-    later = {"now": NOW + 60, "heard": seen(inside, at=NOW + 59)}
-    gone, step = next_of(inside, **later)
+    gone, step = next_of(inside, seen(inside, at=NOW + 59), now=NOW + 60)
     assert (gone.state, step.lane) == (S.DRAINING, Lane.OUT)
     failed, _ = next_of(gone, seen(gone, result=result(gone, DirectiveKind.DRAIN, ok=False, detail="again")))
     assert (failed.state, failed.outcomes, failed.retry) == (S.ENABLING, {"k1": "failed: drain failed"}, None)

@@ -361,7 +361,7 @@ def test_every_kind_is_read_and_written(kind: str) -> None:
         ("{name: g, kind: nomad-quorum, address: 'n:4646'}", "gates[0].address"),
         ("{name: g, kind: nomad-quorum, address: 'http://u:p@n:4646'}", "gates[0].address"),
         ("{name: g, kind: nomad-quorum, address: 'http://n:99999'}", "gates[0].address"),
-        ("{name: g, kind: nomad-quorum, address: 'http://n', token_file: relative}", "gates[0].token_file"),
+        ("{name: g, kind: nomad-quorum, address: 'http://n', token_file: /etc/shadow}", "gates[0].token_file"),
         ("{name: g, kind: prometheus, address: 'http://p', query: '', holds_when: < 5}", "gates[0].query"),
         ("{name: g, kind: prometheus, address: 'http://p', query: up, holds_when: less}", "gates[0].holds_when"),
         ("{name: g, kind: prometheus, address: 'http://p', query: up, holds_when: < NaN}", "gates[0].holds_when"),

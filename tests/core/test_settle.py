@@ -43,6 +43,8 @@ MOVES: dict[str, dict[State, list[State]]] = {
     "failed before": {},
     "by hand": {s: [S.IN_SERVICE] for s in OUT},
     "by hand before": {s: [S.IN_SERVICE] for s in OUT if s is not S.DRAINING},
+    "out by its own word": {S.IN_SERVICE: [S.VERIFYING, S.ENABLING]},
+    "out before": {},
     "new boot": {s: [S.VERIFYING] for s in WORKING | {S.IN_SERVICE}}
     | {S.HELD: [S.HELD], S.QUARANTINED: [S.QUARANTINED]},
     "new boot passed": {s: [S.VERIFYING, S.ENABLING] for s in WORKING | {S.IN_SERVICE}}

@@ -9,13 +9,13 @@ import pytest
 from rebootd.core.advance import advance
 from rebootd.core.model import State
 from rebootd.core.policy import Deadlines
-from rebootd.core.states import DIRECTED, TABLE, WORKING, Happening, Rule, Who, target
+from rebootd.core.states import TABLE, WORKING, Happening, Rule, Who, target
 from tests.core.worlds import NOW, machine
 
 S, H = State, Happening
 # One row per state: what the design says may happen there, and where it leads.
 EXPECTED: dict[State, dict[Happening, State]] = {
-    S.IN_SERVICE: {H.TAKE_OUT: S.DRAINING, H.BOOT: S.VERIFYING},
+    S.IN_SERVICE: {H.TAKE_OUT: S.DRAINING, H.BOOT: S.VERIFYING, H.FOUND_OUT: S.VERIFYING},
     S.DRAINING: {
         H.DRAIN_DONE: S.DRAINED,
         H.DRAIN_FAILED: S.ENABLING,
@@ -82,7 +82,7 @@ def test_no_rule_is_written_twice() -> None:
     assert len(pairs) == len(set(pairs))
 
 
-AGENT = {H.DRAIN_DONE, H.DRAIN_FAILED, H.REBOOT_FAILED, H.BOOT, H.ENABLED, H.ENABLE_FAILED, H.BY_HAND}
+AGENT = {H.DRAIN_DONE, H.DRAIN_FAILED, H.REBOOT_FAILED, H.BOOT, H.ENABLED, H.ENABLE_FAILED, H.BY_HAND, H.FOUND_OUT}
 OPERATOR = {H.HOLD, H.RELEASE, H.CLEAR}
 
 
@@ -121,10 +121,9 @@ def test_only_a_permit_leads_to_rebooting_and_only_from_where_the_machine_is_emp
     assert ways == {(S.DRAINED, H.PERMIT), (S.HELD, H.PERMIT)}
 
 
-def test_nothing_leaves_service_but_by_being_taken_out_or_by_a_boot() -> None:
-    assert {r.happening for r in TABLE if r.frm is State.IN_SERVICE} == {H.TAKE_OUT, H.BOOT}
+def test_nothing_leaves_service_but_by_being_taken_out_or_by_its_host() -> None:
+    assert {r.happening for r in TABLE if r.frm is State.IN_SERVICE} == {H.TAKE_OUT, H.BOOT, H.FOUND_OUT}
 
 
-def test_the_states_in_which_a_rack_is_open_and_in_which_an_agent_has_work() -> None:
+def test_the_states_in_which_a_rack_is_open() -> None:
     assert set(State) - WORKING == {S.IN_SERVICE, S.HELD, S.QUARANTINED}
-    assert set(State) - DIRECTED == {S.IN_SERVICE, S.VERIFYING, S.QUARANTINED}

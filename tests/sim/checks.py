@@ -33,6 +33,9 @@ SKEW_GRACE = 240.0
 """Seconds after which a leader must have noticed that its clock is far off."""
 BACK_BOUND = 180.0
 """Seconds, beside the soak, in which an undisturbed machine that is well must be back (S5)."""
+STORM_TIME = 120.0
+STORM = 60
+"""Transactions for each machine in STORM_TIME seconds that only a loop without end can make."""
 PREFIX = "rebootd/"
 _ENDED = {CycleState.DONE, CycleState.CANCELLED}
 
@@ -44,6 +47,11 @@ class Violation(Exception):
         self.name = name
         self.at = at
         super().__init__(f"{name} at {at:.3f} s: {text}")
+
+
+def _boot(boot_id: str) -> int:
+    """Which boot of its machine it is."""
+    return int(boot_id.rpartition("-b")[2])
 
 
 class Seen:
@@ -87,6 +95,10 @@ class Checks:
         self.disturbed_until = 0.0
         self.waiting_since: dict[str, tuple[int, float]] = {}
         self.in_service: dict[str, bool] = {}
+        self.restore_at_permit = False
+        self.epoch_at = 0.0
+        self._commits_then = (0.0, 0)
+        world.servers.before_destroy = self.before_destroy
         world.servers.before_commit = self.before_commit
         world.consul.observers.append(self.committed)
         world.net.on_request = self.on_request
@@ -105,6 +117,12 @@ class Checks:
     def before_commit(self, actor: str, ops: Sequence[Op]) -> None:
         """Foreign locks are noted before what happens to them."""
         self._look_at_locks()
+
+    def before_destroy(self, actor: str, session: str) -> None:
+        """A daemon ends a session: never one by which a rack is locked for rebootd (LOCK)."""
+        for key, entry in self.world.consul.entries.items():
+            if entry.session == session and key.endswith("/.lock"):
+                self.fail("LOCK", f"{actor} ends the session that locks {key.split('/')[2]}")
 
     def committed(self, index: int, ops: Sequence[Op]) -> None:
         """A transaction landed."""
@@ -138,7 +156,10 @@ class Checks:
             if after is not None:
                 self._transition(actor, before, after)
         for rack in locks:
-            self._lock_taken(rack)
+            self.counts["rack locks"] += 1
+        for op in ops:
+            if isinstance(op, Unlock) and op.key.startswith(f"{PREFIX}racks/"):
+                self._unlocked(actor, op.key.split("/")[2])
 
     def _machine(self, name: str, value: bytes | None, *, ours: bool) -> tuple[Machine | None, Machine | None]:
         before = self.records.get(name)
@@ -186,6 +207,10 @@ class Checks:
         self.counts["leaderships"] += 1
         holder = self.world.consul.entries[f"{PREFIX}leader"].session
         self.leadership = Seen(actor, holder)
+        # Who is parked there will be heard as soon as the desk opens.
+        parked = self.world.daemons[actor].station.open.values()
+        self.leadership.heard = {call.box.name: self.world.loop.now for call in parked}
+        self.epoch_at = self.world.loop.now
         self.known = dict(self.records)
         self.known_asides = set(self.asides)
         self.world.say(f"{actor} leads, epoch {epoch}")
@@ -214,6 +239,8 @@ class Checks:
             self._permitted(before, after)
         if before.version == after.version:
             return
+        if _boot(after.boot_id) < _boot(before.boot_id):
+            self.fail("BOOT", f"{after.name} goes back from {before.boot_id} to {after.boot_id}")
         self.world.say(
             f"{after.name} {before.state.value} -> {after.state.value} ({after.cause}) v{after.version} by {actor}"
         )
@@ -327,9 +354,7 @@ class Checks:
             return True
         heard = seen.heard.get(name)
         if heard is None:
-            # It may have come before the epoch was raised, and have been parked.
-            station = self.world.daemons[seen.daemon].station
-            return all(call.box.name != name for call in station.open.values())
+            return True
         return self.world.loop.now - heard > self.policy.unreachable_after + HEARD_GRACE + self.policy.clock_tolerance
 
     def open_racks(self) -> set[str]:
@@ -355,8 +380,10 @@ class Checks:
             else:
                 self.foreign_since.pop(rack, None)
 
-    def _lock_taken(self, rack: str) -> None:
-        self.counts["rack locks"] += 1
+    def _unlocked(self, actor: str, rack: str) -> None:
+        working = [m.name for m in self.records.values() if m.rack == rack and m.state in WORKING]
+        if working:
+            self.fail("LOCK", f"{actor} unlocks {rack} while {', '.join(working)} are on their way")
 
     def _who(self) -> str:
         seen = self.leadership
@@ -379,6 +406,9 @@ class Checks:
             return
         self._heard(station, path)
         report, answer = msgspec.json.decode(body, type=Report), msgspec.json.decode(reply[2], type=Answer)
+        speaks_on = self.world.loop.now - self.epoch_at - self.world.plan.tuning.deadline
+        if answer.epoch < self.epoch and speaks_on > 1.0:
+            self.fail("SPEAK", f"{report.name} is answered in epoch {answer.epoch}, {speaks_on:.1f} s too late")
         if not answer.state:
             return
         committed = self.history[report.name].get(answer.index)
@@ -393,6 +423,11 @@ class Checks:
         if answer.granted and answer.nonce not in self.permits[answer.boot_id]:
             self.fail("S3", f"{asked.name} is told of a permit for {answer.boot_id} that is not committed")
 
+    def _permit_asked(self, asked: PermitRequest) -> None:
+        data = self.world.machines[asked.name].disk.data or b""
+        if asked.boot_id == self.world.machines[asked.name].boot_id and asked.nonce.encode() not in data:
+            self.fail("JOURNAL", f"{asked.name} asks under {asked.nonce}, which is not on its disk")
+
     def _heard(self, station: Station, path: str) -> None:
         seen = self.leadership
         if seen is not None and station.url == self.world.daemons[seen.daemon].url:
@@ -403,6 +438,9 @@ class Checks:
         if reply[0] == 200:
             epoch = int(msgspec.json.decode(reply[2])["epoch"])
             name = box.name
+            if self.restore_at_permit and path.endswith("/permit") and b'"granted":true' in reply[2]:
+                self.restore_at_permit = False
+                self.world.machines[name].restore()
             self.epochs[name] = max(self.epochs.get(name, 0), epoch)
 
     # --- the hosts --------------------------------------------------------------------------------
@@ -498,6 +536,12 @@ class Checks:
         """From time to time: coming back is not delayed (S5), clocks."""
         self._look_at_locks()
         now, world = self.world.loop.now, self.world
+        then, before = self._commits_then
+        if now - then >= STORM_TIME:
+            commits = self.counts["commits"] - before
+            self._commits_then = (now, self.counts["commits"])
+            if commits > STORM * len(world.machines):
+                self.fail("STORM", f"{commits} transactions in {now - then:.0f} s")
         self._look_at_clock()
         for name, record in self.records.items():
             machine = world.machines.get(name)
@@ -540,7 +584,8 @@ class Checks:
         for name, machine in self.world.machines.items():
             record = self.records.get(name)
             if record is None:
-                if machine.gone:
+                if machine.gone or name in self.known:
+                    # Deleted by hand, it is still known to the leader, who writes it with its next step.
                     continue
                 return f"{name} has no record"
             if record.state in WORKING:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rebootd.core.model import State
+import msgspec
+
+from rebootd.core.model import Hold, State
+from rebootd.core.model import Machine as Record
 from rebootd.store.port import Delete, Set
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from rebootd.store.port import Op
     from tests.sim.daemons import SimDaemon
     from tests.sim.machines import Machine
     from tests.sim.people import People
@@ -41,6 +46,8 @@ class Faults:
 
     def _begin(self, index: int, fault: Fault) -> None:
         world = self.world
+        if fault.kind.startswith("ambush"):
+            fault = replace(fault, seconds=max(fault.seconds, 300.0))
         seconds = max(0.0, min(fault.seconds, world.plan.faults_for - world.loop.now))
         world.say(f"FAULT {index}: {fault}")
         if fault.kind not in PATIENT:
@@ -132,6 +139,94 @@ class Faults:
 
     def _index_reset(self, fault: Fault) -> None:
         self.world.consul.reset_index()
+
+    # --- ambushes -------------------------------------------------------------------------------------
+
+    def _ambush(self, fault: Fault, what: Callable[[str, str], str]) -> Callable[[], None]:
+        """``what`` is called with machine and rack when a transaction that takes a machine to ``target`` is to land."""
+        servers, records = self.world.servers, self.world.checks.records
+
+        def ambush(actor: str, ops: Sequence[Op]) -> str | None:
+            for op in ops:
+                if not isinstance(op, Set) or not op.key.startswith("rebootd/machines/"):
+                    continue
+                record = msgspec.json.decode(op.value, type=Record)
+                before = records.get(record.name)
+                if before is not None and before.state == record.state:
+                    continue
+                if fault.target in {"any", record.state.value}:
+                    self.world.say(f"AMBUSH {fault.kind} at {record.name} -> {record.state.value} of {actor}")
+                    return what(record.name, record.rack)
+            return None
+
+        servers.ambushes.append(ambush)
+        return lambda: servers.ambushes.remove(ambush) if ambush in servers.ambushes else None
+
+    def _ambush_halt(self, fault: Fault) -> Callable[[], None]:
+        def spring(_name: str, _rack: str) -> str:
+            self.people.raw(Set("rebootd/control/halt", b"at the worst moment"))
+            self.world.loop.after(60.0, self.people.raw, Delete("rebootd/control/halt"))
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _ambush_hold(self, fault: Fault) -> Callable[[], None]:
+        def spring(name: str, _rack: str) -> str:
+            hold = Hold(kind="machine", name=name, since=self.world.true_time(), reason="at the worst moment")
+            self.people.raw(Set(f"rebootd/holds/machine/{name}", msgspec.json.encode(hold)))
+            self.world.loop.after(60.0, self.people.raw, Delete(f"rebootd/holds/machine/{name}"))
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _ambush_policy(self, fault: Fault) -> Callable[[], None]:
+        def spring(_name: str, _rack: str) -> str:
+            self.people.raw(Set("rebootd/policy", b"racks:\n  open: 1\n  unavailable: 0\nfailure_budget: 100\n"))
+            self.world.loop.after(60.0, self.people.raw, Set("rebootd/policy", self.world.plan.policy.encode()))
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _ambush_lock(self, fault: Fault) -> Callable[[], None]:
+        """Our rack lock is ended and taken by an engineer."""
+
+        def spring(_name: str, rack: str) -> str:
+            self.people.end_lock_session(rack)
+            self.people.take_rack(rack)
+            self.world.loop.after(60.0, self.people.give_rack, rack)
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _ambush_session(self, fault: Fault) -> Callable[[], None]:
+        """The leader loses its leadership."""
+
+        def spring(_name: str, _rack: str) -> str:
+            self._session_ended(fault)
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _ambush_kill(self, fault: Fault) -> Callable[[], None]:
+        """The leader is killed after it sent its transaction, which lands."""
+
+        def spring(_name: str, _rack: str) -> str:
+            self._kill_leader(fault)
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _ambush_lost(self, fault: Fault) -> Callable[[], None]:
+        """It lands, and the answer is lost."""
+        return self._ambush(fault, lambda *_: "lost")
+
+    def _ambush_late(self, fault: Fault) -> Callable[[], None]:
+        """It lands later, and nobody hears of it."""
+        return self._ambush(fault, lambda *_: "late")
+
+    def _ambush_boot_id(self, fault: Fault) -> None:
+        """A boot_id changes under a running agent just as its permit comes (a restored virtual machine)."""
+        self.world.checks.restore_at_permit = True
 
     # --- processes ------------------------------------------------------------------------------------
 

@@ -131,7 +131,11 @@ class SimHost(Host):
         """Removes those of earlier boots."""
         self._machine.markers &= {boot_id}
 
-    async def reboot(self, boot_id: str, environ: Mapping[str, str]) -> Any:
+    def crashed(self) -> bool:
+        """No kernel leaves a trace here."""
+        return False
+
+    async def reboot(self, boot_id: str, environ: Mapping[str, str], method: str = "reboot") -> Any:
         """Executes the reboot command, once per boot_id."""
         machine = self._machine
         process = machine.process
@@ -301,6 +305,12 @@ class Machine:
     def journaled(self) -> None:
         """The journal was written."""
         self.world.checks.journaled(self)
+
+    def restore(self) -> None:
+        """The boot_id changes under the running agent, as when a virtual machine is restored from a snapshot."""
+        self.boots += 1
+        self.boot_id = f"{self.name}-b{self.boots}"
+        self.world.say(f"{self.name} is {self.boot_id} all of a sudden")
 
     def break_glass(self) -> None:
         """``rebootd agent enable --local``: the journal says that a person put it into service, the mark is gone."""

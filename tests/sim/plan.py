@@ -12,7 +12,7 @@ from rebootd.consul.leadership import Tuning
 
 START = 1_800_000_000.0
 """The true time, seconds since the Unix epoch, at which every run begins (a Friday morning, UTC)."""
-PROFILES = ("quiet", "operators", "network", "store", "processes", "hosts", "everything")
+PROFILES = ("quiet", "operators", "ambushes", "network", "store", "processes", "hosts", "everything")
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def make_plan(seed: int, *, profile: str = "") -> Plan:
         labels=labels,
         daemons=daemons,
         policy=_policy(rng),
-        faults_for=rng.choice([900.0, 1800.0, 3600.0]),
+        faults_for=rng.choice([400.0, 900.0, 1800.0]),
         target=rng.choice(["", "kernel=6.12.9"]),
         boot_seconds=rng.choice([(2.0, 10.0), (10.0, 60.0), (60.0, 240.0)]),
         hook_seconds=rng.choice([0.1, 2.0, 10.0]),
         latency=rng.choice([0.0005, 0.005, 0.05]),
         store_latency=rng.choice([0.001, 0.005, 0.03]),
-        tick=rng.choice([1.0, 2.0, 5.0]),
+        tick=rng.choice([2.0, 5.0, 10.0]),
         tuning=Tuning(
             lock_delay=rng.choice([0.0, 1.0]),
             proof_every=1.0 * coarse,
@@ -195,15 +195,31 @@ PEOPLE = (
     "maintenance",
     "by-hand",
 )
+AMBUSHES = (
+    "ambush-halt",
+    "ambush-halt",
+    "ambush-hold",
+    "ambush-policy",
+    "ambush-lock",
+    "ambush-session",
+    "ambush-kill",
+    "ambush-kill",
+    "ambush-lost",
+    "ambush-lost",
+    "ambush-late",
+    "ambush-boot-id",
+)
+"""What happens at the very moment at which a transaction of ours is about to land, or a permit is delivered."""
 RARE = ("index-reset",)
 KINDS = {
     "quiet": (),
     "operators": PEOPLE,
+    "ambushes": AMBUSHES + ("start", "kill-leader"),
     "network": NETWORK + PEOPLE,
     "store": STORE + ("kill-leader", "halt", "rack-lock", "hold"),
     "processes": PROCESSES + ("halt", "rack-lock"),
     "hosts": HOSTS + ("kill-leader", "halt"),
-    "everything": NETWORK + STORE + PROCESSES + HOSTS + PEOPLE + RARE,
+    "everything": NETWORK + STORE + PROCESSES + HOSTS + PEOPLE + AMBUSHES + RARE,
 }
 LONG = ("halt", "raw-halt", "hold", "hold-rack", "pause", "rack-lock", "policy", "window-close")
 
@@ -236,6 +252,8 @@ def draw_faults(plan: Plan) -> list[Fault]:
                 target = "out"  # whoever is out of service then: faults there hurt most
         elif kind in {"hold-rack", "rack-lock", "unlock", "end-lock-session"}:
             target = rng.choice(list(plan.racks))
+        if kind.startswith("ambush"):
+            target = rng.choice(["draining", "rebooting", "rebooting", "any"])
         if kind in {"rack-power"}:
             target = rng.choice(list(plan.racks))
         if kind in {"lossy", "repeats", "slow", "store-late", "store-loses", "store-twice"}:

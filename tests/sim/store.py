@@ -47,11 +47,28 @@ class Servers:
         self.actor = ""
         self.commits = 0
         self.before_commit: Callable[[str, Sequence[Op]], None] = lambda *_: None
+        self.before_destroy: Callable[[str, str], None] = lambda *_: None
+        self.ambushes: list[Callable[[str, Sequence[Op]], str | None]] = []
+        """Asked before each transaction of a daemon; who answers is done. ``lost``: its answer is."""
         self._latency = latency
 
     def latency(self) -> float:
         """Seconds that one message takes."""
         return self._latency * (0.5 + self.rng.random())
+
+    def destroy(self, actor: str, session: str) -> None:
+        """A daemon ends a session."""
+        self.before_destroy(actor, session)
+        self.consul.destroy_session(session)
+
+    def ambushed(self, actor: str, ops: Sequence[Op]) -> str:
+        """What lies in wait for this very transaction."""
+        for ambush in self.ambushes:
+            fate = ambush(actor, ops)
+            if fate is not None:
+                self.ambushes.remove(ambush)
+                return fate
+        return ""
 
     def by(self, actor: str, ops: Sequence[Op]) -> dict[str, int]:
         """Applies a transaction in the name of ``actor``."""
@@ -127,11 +144,17 @@ class SimStore:
         if servers.trouble.away:
             self._reply(answer, OutcomeUnknown("no quorum"))
             return
+        fate = servers.ambushed(self._name, ops)
+        if fate == "late":
+            servers.loop.after(servers.rng.uniform(1.0, 12.0), self._land, ops, _unheard(servers.loop))
+            return
         outcome: Any
         try:
             outcome = servers.by(self._name, ops)
         except (Conflict, Denied) as refusal:
             outcome = refusal
+        if fate == "lost":
+            return
         if servers.trouble.lose_reply and servers.rng.random() < servers.trouble.lose_reply:
             return
         self._reply(answer, outcome)
@@ -159,7 +182,7 @@ class SimStore:
 
     async def destroy_session(self, session: str, *, timeout: float = 5.0) -> None:
         """Ends a session."""
-        await self._ask(lambda: self.servers.consul.destroy_session(session), timeout)
+        await self._ask(lambda: self.servers.destroy(self._name, session), timeout)
 
     async def sessions(self, *, node: str = "", timeout: float = 5.0) -> builtins.list[Session]:
         """All sessions, or those of one node."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from rebootd.coordinator.gates.tools import bearer
 from rebootd.core.gates import Firing
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ async def read(test: NoAlerts, tools: Tools) -> Firing:
     """Raises ``Unreachable``."""
     params = [("active", "true"), ("silenced", "false"), ("inhibited", "false"), ("unprocessed", "true")]
     params += [("filter", matcher) for matcher in test.matchers]
-    alerts = await tools.http_json(f"{test.address}/api/v2/alerts", list[_Alert], params, bearer(test.token_file))
+    alerts = await tools.http_json(f"{test.address}/api/v2/alerts", list[_Alert], params, tools.bearer(test.address))
     return Firing(tuple(sorted(_name(a.labels) for a in alerts if _fires(a.status))))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rebootd.coordinator.gates.quorum import HEALTH, RAFT, UNHEALTHY, Autopilot, Raft, servers
-from rebootd.coordinator.gates.tools import token
 
 if TYPE_CHECKING:
     from rebootd.coordinator.gates.tools import Tools
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 async def read(test: NomadQuorum, tools: Tools) -> Servers:
     """Raises ``Unreachable``."""
-    shown = token(test.token_file)
+    shown = tools.token(test.address)
     headers = {"X-Nomad-Token": shown} if shown else {}
     raft = await tools.http_json(test.address + RAFT, Raft, headers=headers)
     autopilot = await tools.http_json(test.address + HEALTH, Autopilot, headers=headers, also=(UNHEALTHY,))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rebootd.coordinator.gates.tools import bearer
 from rebootd.core.errors import Unreachable
 from rebootd.core.gates import Samples
 
@@ -42,7 +41,7 @@ class _Answer(msgspec.Struct, rename="camel"):
 async def read(test: PrometheusQuery, tools: Tools) -> Samples:
     """Raises ``Unreachable``, also for a query that Prometheus refuses and for a partial answer."""
     said = await tools.http_json(
-        f"{test.address}/api/v1/query", _Answer, [("query", test.query)], bearer(test.token_file), also=REFUSED
+        f"{test.address}/api/v1/query", _Answer, [("query", test.query)], tools.bearer(test.address), also=REFUSED
     )
     if said.status != "success" or said.data is None:
         raise Unreachable(f"{test.address} refuses the query: {said.error or said.status}")

@@ -10,6 +10,7 @@ from rebootd.core.policy_gates import ConsulQuorum, ConsulService, NoAlerts, Nom
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from rebootd.consul.client import Consul
     from rebootd.core.gates import Value
@@ -33,10 +34,13 @@ class Sight(Protocol):
 
 
 class Eyes:
-    """The real :class:`Sight`. ``consul`` stays the caller's; with None the gates on Consul cannot be read."""
+    """The real :class:`Sight`. ``consul`` stays the caller's; with None the gates on Consul cannot be read.
 
-    def __init__(self, consul: Consul | None) -> None:
-        self._tools = Tools(consul)
+    ``tokens`` is a folder with a file ``HOST:PORT`` for each address that wants a token.
+    """
+
+    def __init__(self, consul: Consul | None, tokens: Path | None = None) -> None:
+        self._tools = Tools(consul, tokens)
 
     async def read(self, gate: Gate, addresses: Mapping[str, str]) -> Value:
         """Reads a gate now. Raises ``Unreachable``."""

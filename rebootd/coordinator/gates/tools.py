@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -12,6 +12,7 @@ from rebootd.core.errors import RebootdError, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from rebootd.consul.client import Consul
 
@@ -23,13 +24,15 @@ CONNECTIONS = 16
 
 
 class Tools:
-    """Belongs to one daemon. ``addresses`` maps addresses of Consul's catalog to names of nodes.
+    """Belongs to one daemon. ``addresses`` maps addresses of Consul's catalog to names of nodes; ``tokens`` is a folder
+    with a file ``HOST:PORT`` for each address that wants a token.
 
     Every method raises ``Unreachable`` with a sentence that says what could not be had.
     """
 
-    def __init__(self, consul: Consul | None) -> None:
+    def __init__(self, consul: Consul | None, tokens: Path | None = None) -> None:
         self.consul = consul
+        self._tokens = tokens
         self.addresses: Mapping[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -86,6 +89,31 @@ class Tools:
             raise Unreachable(f"{url}: {response.status} {said}")
         return decoded(body, kind, url)
 
+    def token(self, address: str) -> str:
+        """The token for the host and port of ``address``, ``""`` without one; read anew so that it can be changed.
+
+        It is found by where it goes, and not named by the policy: whoever may change the policy could else have any
+        file of the leader's host sent to any address.
+        """
+        if self._tokens is None:
+            return ""
+        url = urlsplit(address)
+        path = self._tokens / f"{url.hostname}:{url.port or {'http': 80, 'https': 443}[url.scheme]}"
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unreachable(f"the token {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+        if not text or not text.isprintable():
+            raise Unreachable(f"{path} holds no token")
+        return text
+
+    def bearer(self, address: str) -> dict[str, str]:
+        """The header that shows that token."""
+        found = self.token(address)
+        return {"Authorization": f"Bearer {found}"} if found else {}
+
     async def close(self) -> None:
         """Ends every connection but Consul's, which is not ours."""
         if self._session is not None:
@@ -98,25 +126,3 @@ def decoded(body: bytes, kind: type[T], where: str) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Unreachable(f"{where}: the answer cannot be read: {error}") from error
-
-
-def token(path: str) -> str:
-    """The token in a file, read anew so that it can be changed; ``""`` without a path."""
-    if not path:
-        return ""
-    try:
-        text = Path(path).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unreachable(f"the token file {path} cannot be read: {getattr(error, 'strerror', error)}") from error
-    if not text or not text.isprintable():
-        raise Unreachable(f"the token file {path} holds no token")
-    return text
-
-
-def bearer(path: str) -> dict[str, str]:
-    """The header that shows the token of a file."""
-    found = token(path)
-    return {"Authorization": f"Bearer {found}"} if found else {}
-
-
-Json = dict[str, Any]

@@ -1,8 +1,4 @@
-"""Whether the host needs a reboot: yes, no or unknown, from several sources.
-
-The rule: *yes* if any configured source says yes; *no* only if at least one source is configured and all of them say
-no; *unknown* otherwise. Unknown never counts as yes, and one unknown source is enough to spoil a no.
-"""
+"""Sources that are files: Debian's flag, and which kernels are installed."""
 
 from __future__ import annotations
 
@@ -10,36 +6,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from rebootd.agent.hooks import run_program
+from rebootd.agent.detect.finding import Finding
 from rebootd.core.wire import Tri
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from rebootd.agent.settings import AgentSettings
-
-REASONS_KEPT = 20
 _LEFTOVER = re.compile(r"\.(old|bak|dpkg-\w+|rpm\w+)$|rescue|kdump|memtest")
 _PARTS = re.compile(r"\d+|[A-Za-z]+")
 _EARLIER = {"rc", "pre", "alpha", "beta"}
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What one source says, and why; ``reasons`` are sentences or package names."""
-
-    required: Tri
-    reasons: tuple[str, ...] = ()
-
-
-def combine(findings: Iterable[Finding]) -> Finding:
-    """The rule of this module."""
-    all_of = list(findings)
-    says = {f.required for f in all_of}
-    verdict = Tri.YES if Tri.YES in says else Tri.NO if says == {Tri.NO} else Tri.UNKNOWN
-    reasons = dict.fromkeys(r for f in all_of if f.required is verdict for r in f.reasons)
-    return Finding(verdict, tuple(reasons)[:REASONS_KEPT])
 
 
 def from_file(path: Path) -> Finding:
@@ -102,26 +77,3 @@ def from_kernel(running: str, folders: Sequence[Path]) -> Finding:
     if version_key(newest) > version_key(running):
         return Finding(Tri.YES, (f"kernel {newest} is installed, {running} runs",))
     return Finding(Tri.NO)
-
-
-async def from_command(command: Sequence[str], timeout: float, environ: Mapping[str, str]) -> Finding:
-    """The configured command: exit code 0 is no, 1 is yes, anything else and a timeout is unknown."""
-    outcome = await run_program(list(command), timeout, environ)
-    words = outcome.output.splitlines()[-1][:200] if outcome.output else ""
-    if outcome.code == 0:
-        return Finding(Tri.NO)
-    if outcome.code == 1:
-        return Finding(Tri.YES, (words or f"{command[0]} says so",))
-    return Finding(Tri.UNKNOWN, (f"{command[0]}: {outcome.problem}" + (f": {words}" if words else ""),))
-
-
-async def detect(settings: AgentSettings, running: str, environ: Mapping[str, str]) -> Finding:
-    """What the configured sources say together."""
-    findings: list[Finding] = []
-    if "file" in settings.detect:
-        findings.append(from_file(Path(settings.reboot_required_file)))
-    if "kernel" in settings.detect:
-        findings.append(from_kernel(running, [Path(folder) for folder in settings.kernel_dirs]))
-    if "command" in settings.detect:
-        findings.append(await from_command(settings.detect_command, settings.detect_timeout, environ))
-    return combine(findings)

@@ -1,0 +1,60 @@
+"""What a new policy says of waves, racks and the standing cycle, judged on the fleet as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rebootd.core.durations import Durations
+from rebootd.core.fit import longest_stretch
+from rebootd.core.inputs import DAY, bad_input, format_duration
+from rebootd.core.operations_inputs import alike
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from rebootd.core.model import Snapshot
+    from rebootd.core.policy import Policy
+
+
+def check_pace(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
+    """Warnings, each with its field. Raises InvalidInput for a standing cycle whose id is in use by another.
+
+    Says nothing of machines and racks while none is known.
+    """
+    standing = policy.standing
+    known = snapshot.cycles.get(standing.id)
+    if standing.enabled and known is not None and not known.standing:
+        raise bad_input("standing.id", standing.id, f"an id that no other cycle has; that one is {known.state.value}")
+    return (*_unknown(policy, snapshot), *_short(policy, snapshot)) if snapshot.machines else ()
+
+
+def _unknown(policy: Policy, snapshot: Snapshot) -> Iterator[str]:
+    machines = snapshot.machines.values()
+    racks = {m.rack for m in machines if m.rack}
+    yield from _racks("racks.order", policy.rack_order.listed, racks)
+    for index, wave in enumerate(policy.waves):
+        yield from _racks(f"waves[{index}].racks", wave.racks, racks)
+        if wave.machines is not None and not any(wave.machines.matches(m) for m in machines):
+            yield f"waves[{index}].machines: {wave.machines.text!r} matches no machine, so the wave is over at once"
+    if policy.standing.enabled and not any(policy.standing.selector.matches(m) for m in machines):
+        yield f"standing.selector: {policy.standing.selector.text!r} matches no machine"
+
+
+def _racks(field: str, named: Iterable[str], known: set[str]) -> Iterator[str]:
+    for rack in named:
+        if rack not in known:
+            yield f"{field}: no machine is in rack {rack!r}{alike(rack, known)}"
+
+
+def _short(policy: Policy, snapshot: Snapshot) -> Iterator[str]:
+    if not policy.windows:
+        return
+    most = longest_stretch(policy.windows, int(snapshot.now // DAY))
+    durations = snapshot.durations or Durations()
+    slow = [m.name for m in snapshot.machines.values() if durations.whole(m, policy) > most]
+    if slow:
+        longest = format_duration(round(durations.longest(policy)))
+        yield (
+            f"windows.calendar: {len(slow)} machines (such as {min(slow)}) are expected to take up to {longest}, "
+            f"and no window is longer than {format_duration(round(most))}: they would never go"
+        )

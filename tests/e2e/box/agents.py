@@ -1,0 +1,83 @@
+"""rebootd on the hosts, installed as the README says: the program, the units of ``systemd/``, a token, an agent.yaml.
+
+The program is the one file of ``make dist`` where one is given, else this tree with the libraries of the Python that runs
+the tests, bound read-only into the hosts (their Python is 3.11; another one cannot use its libraries).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.e2e.box import layers
+from tests.e2e.box.rootfs import NoBoxError
+
+if TYPE_CHECKING:
+    from tests.e2e.box.plan import BoxPlan, HostPlan
+
+TREE = Path(__file__).resolve().parents[3]
+PROGRAM = "usr/local/bin/rebootd"
+HOST_PYTHON = (3, 11)
+_WRAPPER = """#!/usr/bin/python3 -I
+import sys
+sys.path[:0] = ["/opt/rebootd", "/opt/libraries"]
+from rebootd.cli.main import packed
+packed()
+"""
+_AGENT = "token_file: /etc/rebootd/token\nlabels: {{role: {role}}}\n"
+# How a drain waits for traffic to go: until no connection from elsewhere was seen on the port for as long as the load
+# balancer may take to notice the out mark.
+_HOOK = """#!/usr/bin/python3 -I
+import time
+PORT, QUIET, PATIENCE = 8080, 3.0, 60.0
+def connections():
+    rows = [line.split() for line in open("/proc/net/tcp").readlines()[1:]]
+    return sum(1 for r in rows if int(r[1].split(":")[1], 16) == PORT and r[3] == "01" and r[2][:8] != "0100007F")
+start = last = time.monotonic()
+while time.monotonic() - last < QUIET:
+    if connections():
+        last = time.monotonic()
+    if last - start > PATIENCE:
+        raise SystemExit(f"connections on port {PORT} do not end")
+    time.sleep(0.02)
+print(f"no connection on port {PORT} for {QUIET:g} s, after {last - start:.1f} s")
+"""
+
+
+def program(layer: Path, one_file: Path | None) -> list[str]:
+    """Puts the program into the layer of all hosts; returns what has to be bound into them besides."""
+    if one_file is not None:
+        layers.write(layer, PROGRAM, "")
+        shutil.copy(one_file, layer / PROGRAM)
+        (layer / PROGRAM).chmod(0o755)
+        binds = []
+    else:
+        if sys.version_info[:2] != HOST_PYTHON:
+            raise NoBoxError(f"the hosts have Python {HOST_PYTHON}, the tests run on {sys.version_info[:2]}: use the one file")
+        layers.write(layer, PROGRAM, _WRAPPER, 0o755)
+        binds = [f"{TREE / 'rebootd'}:/opt/rebootd/rebootd", f"{sysconfig.get_path('purelib')}:/opt/libraries"]
+    layers.link(layer, "usr/local/bin/rebootctl", "rebootd")
+    return binds
+
+
+def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
+    """The daemon and the agent in a host's own layer."""
+    units = [
+        name
+        for name, wanted in (("rebootd.service", host.daemon), ("rebootd-agent.service", host.agent))
+        if wanted
+    ]
+    if not units:
+        return
+    layers.write(layer, "etc/rebootd/token", plan.token + "\n", 0o600)
+    for name in units:
+        layers.write(layer, f"{layers.SYSTEM}/{name}", (TREE / "systemd" / name).read_text(encoding="utf-8"))
+    subprocess.run(["systemctl", "-q", f"--root={layer}", "enable", *units], check=True, capture_output=True)
+    if host.agent:
+        layers.write(layer, "etc/rebootd/agent.yaml", _AGENT.format(role="web" if host.web else "consul"))
+    if host.agent and host.web and plan.traffic_hook:
+        layers.write(layer, "etc/rebootd/drain.d/50-traffic", _HOOK, 0o755)

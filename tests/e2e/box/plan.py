@@ -1,0 +1,95 @@
+"""What a box consists of: its hosts, their addresses and what runs on each."""
+
+from __future__ import annotations
+
+import msgspec
+
+BRIDGE = "br0"
+NETWORK = "10.88.0"
+GATEWAY = f"{NETWORK}.1"
+WEB_PORT = 8080
+FRONT_PORT = 8081
+API_PORT = 8473
+
+
+class HostPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One host. ``rack`` empty: it is no machine of the fleet (the load balancer)."""
+
+    name: str
+    number: int
+    rack: str = ""
+    consul_server: bool = False
+    daemon: bool = False
+    agent: bool = False
+    web: bool = False
+    balancer: bool = False
+
+    @property
+    def address(self) -> str:
+        """Its IPv4 address."""
+        return f"{NETWORK}.{self.number}"
+
+
+class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it. ``token`` is what rebootd's callers must show; ``hook`` how a drain waits for traffic to go."""
+
+    hosts: tuple[HostPlan, ...]
+    token: str = "a token of the box"
+    traffic_hook: bool = True
+
+    @property
+    def machines(self) -> tuple[HostPlan, ...]:
+        """The hosts that have an agent."""
+        return tuple(host for host in self.hosts if host.agent)
+
+    @property
+    def consul_servers(self) -> tuple[HostPlan, ...]:
+        """The hosts that run a Consul server."""
+        return tuple(host for host in self.hosts if host.consul_server)
+
+    @property
+    def daemons(self) -> tuple[HostPlan, ...]:
+        """The hosts that run a rebootd daemon."""
+        return tuple(host for host in self.hosts if host.daemon)
+
+    def host(self, name: str) -> HostPlan:
+        """The host of that name. Raises ``KeyError``."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise KeyError(name)
+
+    def rack(self, rack: str) -> tuple[HostPlan, ...]:
+        """The hosts of a rack."""
+        return tuple(host for host in self.hosts if host.rack == rack)
+
+
+def small(*, traffic_hook: bool = True) -> BoxPlan:
+    """2 racks x 2 hosts with an agent, the daemons on three of them, one Consul server and the load balancer."""
+    workers = [
+        HostPlan(name=f"r{r}h{h}", number=20 + 10 * r + h, rack=f"r{r}", daemon=(r, h) != (2, 2), agent=True, web=True)
+        for r in (1, 2)
+        for h in (1, 2)
+    ]
+    return BoxPlan(hosts=(_server(1, agent=False), *workers, _balancer()), traffic_hook=traffic_hook)
+
+
+def full(*, traffic_hook: bool = True) -> BoxPlan:
+    """Three Consul servers and six workers on three racks, all of them machines; daemons on a worker of each rack."""
+    workers = [
+        HostPlan(name=f"w{n}", number=20 + n, rack=f"r{(n - 1) % 3 + 1}", daemon=n <= 3, agent=True, web=True)
+        for n in range(1, 7)
+    ]
+    servers = [_server(n, agent=True) for n in (1, 2, 3)]
+    return BoxPlan(hosts=(*servers, *workers, _balancer()), traffic_hook=traffic_hook)
+
+
+PLANS = {"small": small, "full": full}
+
+
+def _server(number: int, *, agent: bool) -> HostPlan:
+    return HostPlan(name=f"cs{number}", number=10 + number, rack=f"r{number}", consul_server=True, agent=agent)
+
+
+def _balancer() -> HostPlan:
+    return HostPlan(name="lb", number=2, balancer=True)

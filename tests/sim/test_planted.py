@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.__main__ import run_seeds
+from tests.sim.planted import PLANTED
+
+SEEDS = 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", sorted(PLANTED))
+def test_each_planted_bug_is_caught(name: str) -> None:
+    for seed in range(SEEDS):
+        [outcome] = run_seeds(seed, 1, PLANTED[name].profile, name)
+        if not outcome.ok:
+            return
+    pytest.fail(f"{name} ({PLANTED[name].what}) passed {SEEDS} seeds")
+
+
+def test_there_are_enough() -> None:
+    assert len(PLANTED) >= 20
