@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rebootd.agent.settings import AgentSettings
 
 ASKING = 5.0
+TELLING = 3.0
+"""Seconds that a coordinator is given to answer after the drain; a shutdown does not wait for one that is away."""
 MARGIN = 0.5
 """Seconds of the allowed time that are left over: the lock is to be gone before it is taken away."""
 _log = structlog.get_logger("rebootd.agent.farewell")
@@ -80,9 +82,11 @@ class Farewell:
         self._loop.wake()
         try:
             async with asyncio.timeout(max(0.0, allowed - MARGIN)):
-                await asyncio.gather(self._out(was_in, allowed), self._loop.told.wait())
+                await self._out(was_in, allowed)
+                async with asyncio.timeout(TELLING):
+                    await self._loop.told.wait()
         except TimeoutError:
-            _log.warning("the time for the shutdown's delay is over", told=self._loop.told.is_set())
+            _log.warning("the shutdown waits no longer", told=self._loop.told.is_set())
 
     async def _out(self, was_in: bool, allowed: float) -> None:
         if not was_in:

@@ -119,15 +119,17 @@ class Logind:
         gone = MatchRule(type="signal", sender="org.freedesktop.DBus", member="NameOwnerChanged")
         gone.add_arg_condition(0, _LOGIN)
         _call(connection, message_bus.AddMatch(gone))
-        what = ("shutdown", "rebootd", "take this machine out of service first", "delay")
-        lock: FileDescriptor = _call(connection, new_method_call(login, "Inhibit", "ssss", what))[0]
         try:
-            # Anyone may send us a signal: only its sender tells that it is logind's.
-            self._owner = _call(connection, message_bus.GetNameOwner(_LOGIN))[0]
             answer = _call(connection, Properties(login).get("InhibitDelayMaxUSec"))
-            self.allowed = float(answer[0][1]) / 1e6
+            allowed = float(answer[0][1]) / 1e6
         except _LostError:
-            self.allowed = DEFAULT_ALLOWED
+            allowed = DEFAULT_ALLOWED
+        # Anyone may send us a signal: only its sender tells that it is logind's.
+        self._owner = _call(connection, message_bus.GetNameOwner(_LOGIN))[0]
+        what = ("shutdown", "rebootd", "take this machine out of service first", "delay")
+        # The last call of all: signals that come before the answer to one are lost.
+        lock: FileDescriptor = _call(connection, new_method_call(login, "Inhibit", "ssss", what))[0]
+        self.allowed = allowed
         return lock
 
     def _shutdown(self, message: Message) -> tuple[bool | None, str]:

@@ -295,7 +295,7 @@ class Runner:
             return f"the permit was valid for {answer.valid_for:g} s and is over"
         method = directive.method or self._settings.reboot_method
         _log.info("rebooting", directive=directive.id, boot_id=present, epoch=answer.epoch, method=method)
-        process = await self._host.reboot(present, self._environ, method)
+        process = await self._host.reboot(present, {**self._environ, "REBOOTD_METHOD": method}, method)
         self._process = process
         return ""
 

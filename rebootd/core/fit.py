@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 from rebootd.core.durations import Durations, keys_of
@@ -33,15 +33,17 @@ class Fit:
         self._now = now = snapshot.now if now is None else now
         self._rest = inf if verdict.open and verdict.until is None else (verdict.until or now) - now
         self._known: dict[tuple[str, ...], Blocker | None] = {}
-        longest = self._durations.longest(self._policy)
+        self._longest = longest = self._durations.longest(self._policy)
         self.tight = longest > (self._rest if verdict.open else self._most())
 
     def _most(self) -> float:
         """The longest stretch of windows that is known, the present one as it is now."""
         if self._verdict.open and self._verdict.until is None:
             return inf
+        # Whole minutes, so that what was found serves while estimates move a little.
+        enough = 60.0 * ceil(self._longest / 60)
         once = (w.end - max(w.start, self._now) for w in self._windows)
-        most = max(longest_stretch(self._policy.windows, int(self._now // DAY)), self._rest, *once)
+        most = max(longest_stretch(self._policy.windows, int(self._now // DAY), enough), self._rest, *once)
         # With no window in sight the reason is the missing window, not the machine.
         return most if most > 0 else inf
 
@@ -78,8 +80,11 @@ def _span(seconds: float) -> str:
 
 
 @lru_cache(maxsize=64)
-def longest_stretch(calendar: tuple[CalendarWindow, ...], day: int) -> float:
-    """Seconds of the longest stretch of calendar windows from a UTC day (counted since the Unix epoch) on; 0: none."""
+def longest_stretch(calendar: tuple[CalendarWindow, ...], day: int, enough: float = inf) -> float:
+    """Seconds of the longest stretch of calendar windows from a UTC day (counted since the Unix epoch) on; 0: none.
+
+    The first that has ``enough`` seconds is long enough: looking five weeks ahead takes its time.
+    """
     policy = Policy(windows=calendar, window_required=True)
     begin = now = day * DAY
     longest = 0.0
@@ -87,6 +92,8 @@ def longest_stretch(calendar: tuple[CalendarWindow, ...], day: int) -> float:
         verdict = judge_windows(policy, (), now)
         if verdict.open and verdict.until is not None:
             longest = max(longest, verdict.until - now)
+            if longest >= enough:
+                break
         if verdict.next is None or verdict.next > begin + AHEAD:
             break
         now = verdict.next

@@ -281,7 +281,7 @@ def _never(course: Course, plain: Snapshot, cycle_id: str, gated: dict[str, tupl
         if cycle is not None and (not cycle_id or cycle.id == cycle_id)
     }
     told = waiting(view, wanting) if left else {}
-    out = [Never(n, machines[n].rack, c, (*told.get(n, ()), *gated.get(n, ()))) for n, c in left.items()]
+    out = [Never(n, machines[n].rack, c, _both(told.get(n, ()), gated.get(n, ()))) for n, c in left.items()]
     cycles = [c for c in plain.cycles.values() if c.state not in ENDED and (not cycle_id or c.id == cycle_id)]
     for m in machines.values():
         if m.state is State.IN_SERVICE:
@@ -300,6 +300,11 @@ def _never(course: Course, plain: Snapshot, cycle_id: str, gated: dict[str, tupl
         if cycles
     ]
     return tuple(sorted(out, key=lambda n: (n.rack, n.machine)))
+
+
+def _both(told: tuple[Blocker, ...], gated: tuple[Blocker, ...]) -> tuple[Blocker, ...]:
+    """Both; that nothing else blocks a machine is no reason any more once a gate does."""
+    return (*(b for b in told if b.kind != "next" or not gated), *gated)
 
 
 def _left_out(cycle: Cycle, machine: Machine) -> bool:

@@ -6,10 +6,8 @@ service by its record but has not been heard of: what is unknown is not safe (S6
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
-from rebootd.core.membership import Membership
 from rebootd.core.model import State
 from rebootd.core.states import WORKING
 
@@ -106,15 +104,10 @@ class Capacity:
         self.limits = [(x.selector, Tally(f"limit {x.name}")) for x in snapshot.policy.limits]
         self.open: dict[str, str] = {}
         self.lost: dict[str, float] = {}
-        self._membership = Membership([s for s, _ in self.limits])
+        self._matchers = [(1 << i, s.matches) for i, (s, _) in enumerate(self.limits)]
         self._groups: dict[int, list[Tally]] = {0: []}
-        machines = [*snapshot.machines.values()] if self.limits else []
-        masks = self._membership.masks(machines)
-        self._masks = dict(zip(map(id, machines), masks, strict=True))
+        self._masks: dict[int, int] = {}
         """By the record's identity: the snapshot keeps every record alive, and a changed one is another."""
-        for mask, count in Counter(masks).items():
-            for tally in self._group(mask):
-                tally.total += count
         self._count_machines()
         self._count_asides()
         self._count_locks()
@@ -129,7 +122,9 @@ class Capacity:
         snapshot = self._snapshot
         now, patience = snapshot.now, snapshot.policy.unreachable_after
         observed, conflicts, failing = snapshot.observed, snapshot.conflicts, snapshot.failing
-        racks, members = self.racks, self.members
+        racks, members, masks = self.racks, self.members, self._masks
+        limited, judge = bool(self.limits), self._judge
+        alike: dict[int, int] = {}
         for name, m in snapshot.machines.items():
             tally = racks.get(m.rack)
             if tally is None:
@@ -137,6 +132,10 @@ class Capacity:
                 members[m.rack] = []
             tally.total += 1
             members[m.rack].append(m)
+            mask = 0
+            if limited:
+                masks[id(m)] = mask = judge(m)
+                alike[mask] = alike.get(mask, 0) + 1
             seen = observed.get(name)
             if (
                 m.state is not State.IN_SERVICE
@@ -146,10 +145,13 @@ class Capacity:
                 or name in failing
             ):
                 since = self.lost[name] = _lost_since(snapshot, m, seen)
-                for group in (tally, *self.limits_of(m)):
+                for group in (tally, *self._group(mask)):
                     group.lost(name, since)
                 if m.state in WORKING and m.rack:
                     self.open.setdefault(m.rack, f"{name} is {m.state.value}")
+        for mask, count in alike.items():
+            for group in self._group(mask):
+                group.total += count
 
     def _count_asides(self) -> None:
         """An unreadable record: nobody knows its labels, so it counts in its rack and in every limit."""
@@ -176,7 +178,14 @@ class Capacity:
     def mask_of(self, machine: Machine) -> int:
         """The limits that the machine counts in: bit ``i`` for ``limits[i]``."""
         found = self._masks.get(id(machine))
-        return self._membership.mask(machine) if found is None else found
+        return self._judge(machine) if found is None else found
+
+    def _judge(self, machine: Machine) -> int:
+        found = 0
+        for bit, matches in self._matchers:
+            if matches(machine):
+                found |= bit
+        return found
 
     def full_limits(self) -> int:
         """The limits that are full now, as bits."""

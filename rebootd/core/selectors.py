@@ -125,6 +125,8 @@ def _parse_term(term: str, text: str, field: str) -> tuple[str, Predicate]:
     for value in wanted:
         _check_value(key, value, text, field)
     name, get = _getter(key)
+    if name not in OWN_KEYS and not any(_WILD.search(value) for value in wanted):
+        return name, _label_test(name.removeprefix("label."), wanted, negated)
     return name, _compile(get, wanted, negated)
 
 
@@ -157,7 +159,19 @@ def _compile(get: Getter, wanted: list[str], negated: bool) -> Predicate:
     return (lambda m: not fits(get(m))) if negated else (lambda m: fits(get(m)))
 
 
+def _label_test(label: str, wanted: list[str], negated: bool) -> Predicate:
+    """The commonest terms, without a call between: limits are counted over the whole fleet in every decision."""
+    if len(wanted) == 1:
+        (only,) = wanted
+        return (lambda m: m.labels.get(label) != only) if negated else (lambda m: m.labels.get(label) == only)
+    among = frozenset(wanted)
+    return (lambda m: m.labels.get(label) not in among) if negated else (lambda m: m.labels.get(label) in among)
+
+
 def _value_test(wanted: list[str]) -> Callable[[str | None], bool]:
+    if len(wanted) == 1 and wanted[0].endswith("*") and not _WILD.search(wanted[0][:-1]):
+        prefix = wanted[0][:-1]
+        return lambda value: value is not None and value.startswith(prefix)
     exact = frozenset(value for value in wanted if not _WILD.search(value))
     globs = [re.compile(fnmatch.translate(value)).match for value in wanted if value not in exact]
     if not globs:

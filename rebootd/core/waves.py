@@ -85,7 +85,7 @@ class WavePlan:
     def at(self, now: float, show: Callable[[float], str]) -> WavePlan:
         """Judges which wave has come at ``now``; ``show`` writes times."""
         begins, last = self.cycle.created, len(self.waves) - 1
-        self.changes, self.stale = None, False
+        self.changes, self.stale, why = None, False, ""
         for number, wave in enumerate(self.waves):
             self.current = number
             if self._left[number] or number == last:

@@ -194,6 +194,7 @@ class FakeHost:
             **settings,
         }
         self.process: asyncio.subprocess.Process | None = None
+        self.environ: dict[str, str] = {}
         self.log = folder / "agent.log"
 
     @property
@@ -215,13 +216,23 @@ class FakeHost:
         path.chmod(mode)
         return path
 
+    def tool(self, name: str, text: str) -> Path:
+        """A program of the host, found before the real one."""
+        folder = self.folder / "bin"
+        folder.mkdir(exist_ok=True)
+        path = folder / name
+        path.write_text("#!/bin/sh\n" + text)
+        path.chmod(0o755)
+        self.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        return path
+
     def config(self) -> Path:
         path = self.folder / "agent.yaml"
         path.write_text(json.dumps(self.values))
         return path
 
     async def start(self, *, crash: str = "", module: str = "tests.agent.crashing") -> None:
-        environ = {**os.environ, "CRASH_AT": crash, "PYTHONPATH": str(Path.cwd())}
+        environ = {**os.environ, "CRASH_AT": crash, "PYTHONPATH": str(Path.cwd()), **self.environ}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", module, "run", "--config", str(self.config()), stdout=log, stderr=log, env=environ
@@ -238,7 +249,7 @@ class FakeHost:
             *arguments[1:],
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+            env={**os.environ, "PYTHONPATH": str(Path.cwd()), **self.environ},
         )
         output, _ = await process.communicate()
         return process.returncode or 0, output.decode()

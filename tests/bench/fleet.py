@@ -104,6 +104,10 @@ class Daemon:
         """All that it has logged."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
+    def wait_log(self, words: str, times: int = 1) -> None:
+        """Waits until ``words`` were logged so many times."""
+        wait_for(lambda: self.log_text().count(words) >= times, f"{self.id} to log {words}", 30)
+
     def metrics(self) -> dict[str, float]:
         """Its metrics by name, labels inside braces; sums over labels under the bare name as well."""
         with urllib.request.urlopen(self.url + "/metrics", timeout=30) as answer:

@@ -63,29 +63,31 @@ class Machine:
         self.result = None
         self.in_service = False
 
-    def body(self, wait: float) -> bytes:
+    def check_passed(self) -> None:
+        """Its checks after this boot have passed."""
+        self.check = _PASSED
+
+    def made(self, wait: float) -> Report:
         """The next report."""
-        return _reports.encode(
-            Report(
-                name=self.name,
-                machine_id="id-" + self.name,
-                boot_id=self.boot_id,
-                kernel="6.1.0-18-amd64",
-                labels={"role": "web", "zone": "a"},
-                boot_check=self.check,
-                result=self.result,
-                in_service=self.in_service,
-                clock=time.time(),
-                agent="bench",
-                index=self.index,
-                wait=wait,
-            )
+        return Report(
+            name=self.name,
+            machine_id="id-" + self.name,
+            boot_id=self.boot_id,
+            kernel="6.1.0-18-amd64",
+            labels={"role": "web", "zone": "a"},
+            boot_check=self.check,
+            result=self.result,
+            in_service=self.in_service,
+            clock=time.time(),
+            agent="bench",
+            index=self.index,
+            wait=wait,
         )
 
     async def report(self, wait: float) -> Answer:
         """Reports until there is an answer."""
         while True:
-            reply = await self._post(self.path, self.body(wait))
+            reply = await self._post(self.path, _reports.encode(self.made(wait)))
             if reply is not None and reply.status == 200:
                 answer = _answers.decode(reply.body)
                 self.index, self.state = answer.index, answer.state
@@ -117,10 +119,10 @@ class Machine:
             return None
 
     async def come_back(self, checked: bool) -> None:
-        """From its first report after a boot to in-service. ``checked``: its checks have passed by that first report."""
+        """From its first report after a boot to in-service. ``checked``: by then its checks have passed."""
         if not checked:
             await self.report(BUSY)
-        self.check = _PASSED
+        self.check_passed()
         while True:
             answer = await self.report(BUSY)
             self.obey(answer)

@@ -290,6 +290,8 @@ def test_what_is_left_of_a_planned_boot_asks_for_no_lock(state: State) -> None:
     m = machine(state=state, planned=True, booted=True)
     holds = [hold("machine", "m1")] if state is S.HELD else []
     assert decide(world(m, cycles=[], holds=holds)).locks == ()
+    crashed = machine("m2", state=S.VERIFYING, booted=True)
+    assert decide(world(m, crashed, cycles=[], holds=holds)).locks == ()
     assert decide(world(m, cycles=[], holds=holds, racks={"r1": OURS})).unlocks == ("r1",)
 
 

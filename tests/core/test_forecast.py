@@ -267,3 +267,15 @@ def test_the_forecast_agrees_with_a_run_of_the_simulation(policy: Policy) -> Non
     assert sorted(apart)[len(apart) // 2] <= tolerated, "half of the machines go about when it was said"
     if sim.windows:
         assert abs(expected.windows - len({int((at - NOW) // 400) for at in starts.values()})) <= 1
+
+
+def test_gates_stay_as_they_are() -> None:
+    alert = "gates: [{name: e, kind: prometheus, address: 'http://p:9', query: up, holds_when: '> 0', covers: role=db}]"
+    machines = [m for m in fleet() if m.name != "m31"]
+    f = plan(*machines, policy=alert)
+    assert [n.machine for n in f.never] == ["m11", "m21"]
+    assert [b.kind for b in f.never[0].reasons] == ["gate"]
+    assert len(f.planned) == len(machines) - 2
+    # While a machine that the gate covers is out, what the gate says is of the moment.
+    busy = [out(State.REBOOTING, "m11", labels={"role": "db"}), *machines[1:]]
+    assert plan(*busy, policy=alert, racks={"r1": OURS}).never == ()

@@ -295,7 +295,9 @@ class Faults:
     def _flap(self, fault: Fault) -> None:
         machine = self._machine(fault)
         for i in range(4):
-            self.world.loop.after(i * max(20.0, fault.seconds), machine.down)
+            delay = i * max(20.0, fault.seconds)
+            if fault.at + delay < self.world.plan.faults_for:
+                self.world.loop.after(delay, machine.down)
 
     def _hang(self, fault: Fault) -> None:
         self._machine(fault).next_boot = "hang"

@@ -1,16 +1,18 @@
 """rebootd on the hosts, installed as the README says: the program, the units of ``systemd/``, a token, an agent.yaml.
 
-The program is the one file of ``make dist`` where one is given, else this tree with the libraries of the Python that runs
-the tests, bound read-only into the hosts (their Python is 3.11; another one cannot use its libraries).
+The program is the one file of ``make dist`` where one is given, else this tree with the libraries of the Python that
+runs the tests, bound read-only into the hosts (their Python is 3.11; another one cannot use its libraries).
 """
 
 from __future__ import annotations
 
+import compileall
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import TYPE_CHECKING
 
 from tests.e2e.box import layers
@@ -28,6 +30,9 @@ sys.path[:0] = ["/opt/rebootd", "/opt/libraries"]
 from rebootd.cli.main import packed
 packed()
 """
+# Each of the two makes systemd mount a /proc of its own for the service. In a container that one shows the boot_id of
+# the machine below, which never changes.
+_DROP_IN = "[Service]\nProtectKernelTunables=no\nProtectControlGroups=no\n"
 _AGENT = "token_file: /etc/rebootd/token\nlabels: {{role: {role}}}\n"
 # How a drain waits for traffic to go: until no connection from elsewhere was seen on the port for as long as the load
 # balancer may take to notice the out mark.
@@ -57,9 +62,15 @@ def program(layer: Path, one_file: Path | None) -> list[str]:
         binds = []
     else:
         if sys.version_info[:2] != HOST_PYTHON:
-            raise NoBoxError(f"the hosts have Python {HOST_PYTHON}, the tests run on {sys.version_info[:2]}: use the one file")
+            raise NoBoxError(
+                f"the hosts have Python {HOST_PYTHON}, the tests run on {sys.version_info[:2]}: use the one file"
+            )
         layers.write(layer, PROGRAM, _WRAPPER, 0o755)
-        binds = [f"{TREE / 'rebootd'}:/opt/rebootd/rebootd", f"{sysconfig.get_path('purelib')}:/opt/libraries"]
+        # A copy, since the tree may change while the box runs.
+        package = layer / "opt/rebootd/rebootd"
+        shutil.copytree(TREE / "rebootd", package, ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(package, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
+        binds = [f"{sysconfig.get_path('purelib')}:/opt/libraries"]
     layers.link(layer, "usr/local/bin/rebootctl", "rebootd")
     return binds
 
@@ -67,9 +78,7 @@ def program(layer: Path, one_file: Path | None) -> list[str]:
 def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
     """The daemon and the agent in a host's own layer."""
     units = [
-        name
-        for name, wanted in (("rebootd.service", host.daemon), ("rebootd-agent.service", host.agent))
-        if wanted
+        name for name, wanted in (("rebootd.service", host.daemon), ("rebootd-agent.service", host.agent)) if wanted
     ]
     if not units:
         return
@@ -78,6 +87,7 @@ def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
         layers.write(layer, f"{layers.SYSTEM}/{name}", (TREE / "systemd" / name).read_text(encoding="utf-8"))
     subprocess.run(["systemctl", "-q", f"--root={layer}", "enable", *units], check=True, capture_output=True)
     if host.agent:
+        layers.write(layer, f"{layers.SYSTEM}/rebootd-agent.service.d/10-container.conf", _DROP_IN)
         layers.write(layer, "etc/rebootd/agent.yaml", _AGENT.format(role="web" if host.web else "consul"))
     if host.agent and host.web and plan.traffic_hook:
         layers.write(layer, "etc/rebootd/drain.d/50-traffic", _HOOK, 0o755)

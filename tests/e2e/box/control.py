@@ -20,12 +20,13 @@ import msgspec
 from rebootd.consul.binary import locate
 from tests.e2e.box import agents, cgroups, consul, layers, lb, rootfs
 from tests.e2e.box.host import Note
-from tests.e2e.box.plan import BoxPlan
 from tests.e2e.box.plant import EVENTS, SOCKET, Setup
 from tests.support.cluster import die_with_parent, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tests.e2e.box.plan import BoxPlan
 
 NAMESPACES = ("--mount", "--net", "--pid")
 

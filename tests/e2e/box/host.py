@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 REBOOTED = 133
 POWER_OFF = signal.SIGRTMIN + 4
 BOOT_ID = "proc/sys/kernel/random/boot_id"
-_JOIN = 'for group in "$@"; do [ "$group" = -- ] && break; echo 0 > "$group/cgroup.procs"; shift; done; shift; exec "$@"'
+_JOIN = (
+    'for group in "$@"; do [ "$group" = -- ] && break; echo 0 > "$group/cgroup.procs"; shift; done; shift; exec "$@"'
+)
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -45,7 +47,9 @@ class Note(msgspec.Struct, frozen=True):
 class Host:
     """Power over one host. ``returns`` False: a reboot ends in silence; ``delay``: seconds that a start is put off."""
 
-    def __init__(self, plan: HostPlan, folder: Path, box: str, binds: Sequence[str], note: Callable[[Note], None]) -> None:
+    def __init__(
+        self, plan: HostPlan, folder: Path, box: str, binds: Sequence[str], note: Callable[[Note], None]
+    ) -> None:
         self.plan = plan
         self.name = plan.name
         self.returns = True
@@ -102,7 +106,11 @@ class Host:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"},
+            env={
+                "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": "/root",
+                "LANG": "C.UTF-8",
+            },
         )
         try:
             async with asyncio.timeout(timeout):

@@ -1,4 +1,4 @@
-"""What is laid over the root file system: one layer for all hosts, and one for each with its name, address and roles."""
+"""What is laid over the root file system: a layer for all hosts, and one for each with its name, address, roles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 SYSTEM = "etc/systemd/system"
 _MASKED = (
-    *("console-getty.service", "getty@.service", "e2scrub_reap.service", "systemd-timesyncd.service", "haproxy.service"),
+    *(
+        "console-getty.service",
+        "getty@.service",
+        "e2scrub_reap.service",
+        "systemd-timesyncd.service",
+        "haproxy.service",
+    ),
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"),
     *("systemd-resolved.service", "systemd-pstore.service"),
 )

@@ -85,7 +85,11 @@ def install(layer: Path, host: HostPlan) -> None:
 
 def servers_up(table: str) -> set[str]:
     """Addresses of the servers that get requests, of HAProxy's ``show stat``."""
-    return {row["addr"].partition(":")[0] for row in _rows(table) if row["svname"].startswith("web") and row["addr"] and row["status"] in {"UP", "no check"}}
+    return {
+        row["addr"].partition(":")[0]
+        for row in _rows(table)
+        if row["svname"].startswith("web") and row["addr"] and row["status"] in {"UP", "no check"}
+    }
 
 
 def hidden(table: str) -> dict[str, int]:

@@ -21,9 +21,7 @@ def lay() -> None:
 
 def plug(host: str, *, up: bool) -> bool:
     """Plugs a host's cable in or pulls it; False while the host has none, since it is off."""
-    done = subprocess.run(
-        ["ip", "link", "set", f"vb-{host}", "up" if up else "down"], capture_output=True, check=False
-    )
+    done = subprocess.run(["ip", "link", "set", f"vb-{host}", "up" if up else "down"], capture_output=True, check=False)
     return done.returncode == 0
 
 

@@ -34,7 +34,7 @@ class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All of it. ``token`` is what rebootd's callers must show; ``hook`` how a drain waits for traffic to go."""
 
     hosts: tuple[HostPlan, ...]
-    token: str = "a token of the box"
+    token: str = "a-token-of-the-box"
     traffic_hook: bool = True
 
     @property

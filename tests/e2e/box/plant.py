@@ -1,7 +1,7 @@
 """The power plant: the one process in whose namespaces the whole box lives. ``python -m tests.e2e.box.plant FOLDER``.
 
-It is the first process of its PID namespace, so however it ends, the kernel ends every host with it, and the mounts and
-the network go too. It takes orders on a socket in its folder, one JSON line each; :mod:`tests.e2e.box.control` gives them.
+It is the first process of its PID namespace, so however it ends, the kernel ends every host with it, and the mounts
+and the network go too. It takes orders on a socket in its folder, one JSON line each, from ``tests.e2e.box.control``.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class Plant:
         setup = msgspec.json.decode((folder / "setup.json").read_bytes(), type=Setup)
         self._setup = setup
         self._events = (folder / EVENTS).open("ab", buffering=0)
-        self.hosts = {
-            plan.name: Host(plan, folder, setup.box, setup.binds, self._note) for plan in setup.plan.hosts
-        }
+        self.hosts = {plan.name: Host(plan, folder, setup.box, setup.binds, self._note) for plan in setup.plan.hosts}
         self._orders: dict[str, Callable[[Host, dict[str, Any]], Awaitable[Any]]] = {
             "on": self._on,
             "off": lambda host, _: host.power_off(),
