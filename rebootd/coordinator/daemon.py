@@ -138,7 +138,11 @@ class Daemon:
         if self._outlook is None or self._outlook.done():
             # One looks out for all: ten thousand parked requests must not look at their watch each tenth of a second.
             self._outlook = asyncio.create_task(self._look_out())
+        until = asyncio.get_running_loop().time() + timeout
         await asyncio.wait({self._outlook}, timeout=timeout)
+        if self._outlook.cancelled():
+            # We are stopping: whoever waits here is better off when its connection ends, for then it asks another.
+            await asyncio.sleep(until - asyncio.get_running_loop().time())
         return self.desk() is not None or bool(self.leader_url())
 
     async def _look_out(self) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
-from collections import deque
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
-from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
+from rebootd.coordinator.changes import Changes
+from rebootd.coordinator.epoch import raise_epoch
 from rebootd.coordinator.fleet import Fleet
+from rebootd.coordinator.follow import Follower
 from rebootd.coordinator.forecasts import Forecasts
 from rebootd.coordinator.gates.health import HealthWatch
 from rebootd.coordinator.gates.keeper import GateKeeper
@@ -25,24 +26,14 @@ from rebootd.coordinator.history import History
 from rebootd.coordinator.locks import RackLocks
 from rebootd.coordinator.power import PowerRoom
 from rebootd.coordinator.reception import Reception
-from rebootd.coordinator.records import Keys, decode, encode
+from rebootd.coordinator.records import Keys
 from rebootd.coordinator.ring import Ring
 from rebootd.coordinator.waiting import Waiting
 from rebootd.coordinator.work import Planner, Work, landed
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision
-from rebootd.core.errors import (
-    InvalidInput,
-    NotFound,
-    NotLeader,
-    OutcomeUnknown,
-    RebootdError,
-    Refused,
-    StoreError,
-    Unreachable,
-)
-from rebootd.store.port import Set
-from rebootd.store.writer import Blocked, Committed, Dropped, FencedWriter, Step
+from rebootd.core.errors import RebootdError
+from rebootd.store.writer import Committed, Dropped, FencedWriter, Step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -54,45 +45,21 @@ if TYPE_CHECKING:
     from rebootd.core.forecast import Estimate, Forecast
     from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
-    from rebootd.store.port import Entry, Op, Store
+    from rebootd.store.port import Op, Store
 
 log = structlog.get_logger(__name__)
 
-CATALOG_EVERY = 30.0
-"""Seconds between two looks at the catalog's nodes (their racks)."""
-WATCH_WAIT = 30.0
-WATCH_PAUSE = 0.2
-"""Seconds after a watch that brought nothing; permits and drains check halt, policy and holds when they commit."""
 PIECE = 256
 """Steps that are planned, committed and told together: enough to fill the writer's transactions under way."""
 LANDERS = 2
-APPLY_TRIES = 5
 DENIED_RETRY = 10.0
 """Seconds after which writes that the store denied are tried again."""
-
-
-class IndexReset(StoreError):
-    """The store counts its indexes anew: nothing that a leader holds in memory can be compared with it any more."""
-
-
-def _not_before(entry: Entry, known: int) -> None:
-    """Raises :class:`IndexReset` for a consistent read that is older than what was known before it."""
-    if entry.modify_index < known:
-        raise IndexReset(f"{entry.key} was at index {known}, it is at {entry.modify_index} now: all is to be read anew")
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One leaf of a group that holds operating errors only."""
     inner = group.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
-
-
-class Epoch(msgspec.Struct, frozen=True):
-    """The value of the epoch key."""
-
-    epoch: int
-    leader: str
-    write_id: str = ""
 
 
 class LeaderSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,14 +102,12 @@ class Leader:
         self.forecasts = Forecasts(self.snapshot, self.apply)
         self._waiting = Waiting()
         self._dirty = asyncio.Event()
-        self._plans: deque[tuple[Callable[[Snapshot], Change], asyncio.Future[Change]]] = deque()
         self._decision = Decision()
         self._since = 0.0
         self._skew = 0.0
         self._skew_at = 0.0
         self._denied_at = 0.0
-        self._closed = False
-        self._running: asyncio.Future[Change] | None = None
+        self._changes = Changes(self._attempt, self._dirty)
         self._writer = FencedWriter(
             store,
             self._keys.leader,
@@ -155,8 +120,9 @@ class Leader:
         self._sight = sight
         self._keeper = GateKeeper(self.fleet, sight, self._dirty, wall=wall, note=self._note)
         self._locks = RackLocks(store, self.fleet, f"{settings.prefix}racks", settings.lock_node, new_id)
+        self._follower = Follower(store, self.fleet, self._locks, self._dirty, wall=wall)
         self.reception = Reception(
-            self.fleet, self._waiting, self._dirty, metrics, wall=wall, note=self._note, look_up=self._look_up
+            self.fleet, self._waiting, self._dirty, metrics, wall=wall, note=self._note, look_up=self._follower.look_up
         )
         self.fleet.can_power = restarter is not None
         self._power = PowerRoom(self.fleet, leadership, restarter, wall=wall, apply=self.apply) if restarter else None
@@ -169,7 +135,7 @@ class Leader:
         Raises FenceLost and other StoreErrors: leadership is over then.
         """
         try:
-            self.epoch = await self._raise_epoch()
+            self.epoch = await raise_epoch(self._store, self._writer, self._keys, self._settings.id, self._new_id)
             await self._load()
             self._planner = Planner(self.fleet, self._locks, self._ring, self._new_id, self.epoch)
             self.reception.epoch = self.epoch
@@ -179,9 +145,7 @@ class Leader:
             opened(self)
             log.info("leading", epoch=self.epoch, machines=len(self.fleet.machines), asides=len(self.fleet.asides))
             async with asyncio.TaskGroup() as group:
-                for prefix in self._small_prefixes():
-                    group.create_task(self._follow_prefix(prefix))
-                group.create_task(self._follow_catalog())
+                self._follower.start(group)
                 group.create_task(self._keeper.run())
                 if self._sight is not None:
                     group.create_task(HealthWatch(self.fleet, self._sight, self._dirty, self._wall).run())
@@ -199,104 +163,20 @@ class Leader:
             await self._writer.close()
 
     def _close(self) -> None:
-        self._closed = True
         self.reception.close()
         self._ring.close()
-        if self._running is not None and not self._running.done():
-            # Its write was under way: only the next leader's records can tell whether it landed.
-            self._running.set_exception(OutcomeUnknown("leadership ended while it was being written"))
-        while self._plans:
-            _, future = self._plans.popleft()
-            if not future.done():
-                future.set_exception(NotLeader("leadership ended"))
-
-    async def _raise_epoch(self) -> int:
-        """The first fenced write of a leadership: nobody with a lower epoch is to be believed from here on."""
-        while True:
-            entry = await self._store.get(self._keys.epoch, consistent=True)
-            last = 0
-            if entry is not None:
-                try:
-                    last = decode(entry.value, Epoch).epoch
-                except msgspec.MsgspecError as error:
-                    raise Unreachable(f"{self._keys.epoch} cannot be read: {error}") from error
-            mine = Epoch(last + 1, self._settings.id, self._new_id())
-            op = Set(key=self._keys.epoch, value=encode(mine), cas=entry.modify_index if entry else 0)
-            [outcome] = await self._writer.commit([Step(ops=(op,))])
-            if isinstance(outcome, Committed):
-                return mine.epoch
-            if isinstance(outcome, Blocked):
-                raise Unreachable(f"the epoch cannot be raised: {outcome.reason}")
+        self._changes.close()
 
     async def _load(self) -> None:
         """Reads everything once, behind a barrier: the fence of our epoch is in the log already."""
         now = self._wall()
-        await self._look_up(force=True)
-        for prefix in (*self._small_prefixes(), self._keys.durations, self._keys.machines):
+        await self._follower.look_up(force=True)
+        for prefix in (*self._follower.small_prefixes(), self._keys.durations, self._keys.machines):
             entries, index = await self._store.list(prefix, consistent=True)
             self.fleet.absorb_prefix(prefix, entries, index, now)
         self._history.loaded(now)
         entries, _ = await self._store.list(self._keys.events, consistent=True)
         self._ring.load(entries)
-
-    def _small_prefixes(self) -> tuple[str, ...]:
-        keys = self._keys
-        return (keys.control, keys.policy, keys.racks, keys.holds, keys.windows, keys.cycles, keys.power)
-
-    async def _follow_prefix(self, prefix: str) -> None:
-        """People and other tools write these too: a halt with ``consul kv put``, a rack with ``consul lock``."""
-        index = 0
-        while True:
-            before = index
-            try:
-                entries, index = await self._store.watch(prefix, index, WATCH_WAIT)
-                if index < before:
-                    await self._look_for_reset(prefix)
-            except IndexReset:
-                raise
-            except StoreError as error:
-                # A halt or a foreign rack lock might be missed now: what is unknown is not safe.
-                self.fleet.faults[f"watch {prefix}"] = f"{prefix} cannot be watched: {error}"
-                log.warning("watch-failed", prefix=prefix, error=str(error))
-                await asyncio.sleep(0.5)
-                continue
-            self.fleet.faults.pop(f"watch {prefix}", None)
-            if not self.fleet.absorb_prefix(prefix, entries, index, self._wall()):
-                # Consul wakes who watches a prefix without keys at any write nearby, our own included.
-                await asyncio.sleep(WATCH_PAUSE)
-                continue
-            if prefix == self._keys.racks and any(
-                holder not in self.fleet.sessions for holder in self.fleet.lock_holders.values()
-            ):
-                await self._locks.look()
-            self._dirty.set()
-
-    async def _look_for_reset(self, prefix: str) -> None:
-        """An index that went backwards: swept tombstones, or a store that was rebuilt and counts anew?"""
-        known = dict(self.fleet.index)
-        entries, _ = await self._store.list(prefix, consistent=True)
-        for entry in entries:
-            _not_before(entry, known.get(entry.key, 0))
-
-    async def _follow_catalog(self) -> None:
-        while True:
-            await asyncio.sleep(CATALOG_EVERY)
-            await self._look_up()
-            for name in list(self.fleet.asides):
-                # Somebody may have put the record right.
-                await self._read_again(self._keys.machine(name))
-
-    async def _look_up(self, *, force: bool = False) -> None:
-        """Learns the catalog's nodes and their racks."""
-        try:
-            nodes = await self._store.nodes()
-        except StoreError as error:
-            log.warning("catalog-unreachable", error=str(error))
-            if force and not self.fleet.catalog:
-                raise
-            return
-        self.fleet.catalog_read(nodes, self._wall())
-        self.fleet.node_meta = {n.name: n.meta for n in nodes}
 
     # --- ticks ---------------------------------------------------------------------------
 
@@ -311,7 +191,7 @@ class Leader:
             self._waiting.begin_tick()
             try:
                 await self._locks.prepare()
-                await self._run_plans()
+                await self._changes.run()
                 await self._tick()
             finally:
                 self._waiting.end_tick()
@@ -401,24 +281,11 @@ class Leader:
     async def _reload(self, work: Work) -> None:
         """Reads again what a dropped step had wrong; a record that was edited by hand is taken as it is."""
         for key in dict.fromkeys(work.keys):
-            await self._read_again(key)
+            await self._follower.read_again(key)
         if work.lock:
             # The spare may be what was refused: its session can have been ended by somebody.
             await self._locks.drop(work.session)
         self._dirty.set()
-
-    @retry(
-        retry=retry_if_exception_type(Unreachable), wait=wait_random_exponential(multiplier=0.1, max=2.0), reraise=True
-    )
-    async def _read_again(self, key: str) -> None:
-        """Asks until the store answers: nothing can be decided on a record that is known to be stale."""
-        known = self.fleet.index.get(key, 0)
-        entry = await self._store.get(key, consistent=True)
-        if entry is None:
-            self.fleet.forget(key, self._wall())
-        else:
-            _not_before(entry, known)
-            self.fleet.absorb(entry, self._wall())
 
     def _seal(self, steps: Sequence[Step]) -> Op | None:
         """The event chunk of a transaction rides in it."""
@@ -481,44 +348,13 @@ class Leader:
 
     async def apply(self, plan: Callable[[Snapshot], Change]) -> Change:
         """Queues the plan for the next tick and waits for its outcome."""
-        if self._closed:
-            raise NotLeader("leadership ended")
-        future: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
-        self._plans.append((plan, future))
-        self._dirty.set()
-        return await future
+        return await self._changes.apply(plan)
 
-    async def _run_plans(self) -> None:
-        while self._plans:
-            plan, self._running = self._plans.popleft()
-            future = self._running
-            try:
-                change = await self._run_plan(plan)
-            except (InvalidInput, NotFound, Refused) as error:
-                outcome: Change | Exception = error
-            else:
-                outcome = change
-            self._running = None
-            if future.done():
-                continue
-            if isinstance(outcome, Change):
-                future.set_result(outcome)
-            else:
-                future.set_exception(outcome)
-
-    async def _run_plan(self, plan: Callable[[Snapshot], Change]) -> Change:
-        dropped: dict[str, str] = {}
-        for _ in range(APPLY_TRIES):
-            snapshot = self.snapshot()
-            change = plan(snapshot)
-            work = self._planner.change(change, snapshot.now)
-            if not work.step.ops:
-                return change
-            dropped = await self._land([work])
-            if not dropped:
-                self._dirty.set()
-                return change
-        raise Refused(f"others kept changing the same records: {next(iter(dropped.values()))}")
+    async def _attempt(self, plan: Callable[[Snapshot], Change]) -> tuple[Change, dict[str, str]]:
+        snapshot = self.snapshot()
+        change = plan(snapshot)
+        work = self._planner.change(change, snapshot.now)
+        return change, await self._land([work]) if work.step.ops else {}
 
     def recent(self, limit: int) -> list[Event]:
         """The newest events, oldest first."""

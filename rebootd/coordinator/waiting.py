@@ -25,7 +25,7 @@ class Waiting:
         await _wait(self._parked, name, seconds)
 
     async def next_tick(self, name: str, seconds: float) -> None:
-        """Returns when a tick that began after now has judged the machine and its commit is done, or after ``seconds``."""
+        """Returns when a tick that began after now has judged the machine and committed, or after ``seconds``."""
         await _wait(self._next, name, seconds)
 
     def begin_tick(self) -> None:

@@ -72,9 +72,7 @@ class Planner:
             elif not s.lock or self._locks.can_lock:
                 # A step whose rack cannot be locked for want of a session waits for the next tick.
                 work.append(self._machine(s, now))
-        for rack in decision.locks:
-            if self._locks.can_lock:
-                work.append(self._rack(now, lock=rack))
+        work += [self._rack(now, lock=rack) for rack in decision.locks if self._locks.can_lock]
         work += [self._rack(now, unlock=rack) for rack in decision.unlocks]
         work += [self._cycle(cycle, event) for cycle, event in decision.cycles]
         work += [self._power(step) for step in decision.power]

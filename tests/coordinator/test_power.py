@@ -225,7 +225,7 @@ async def test_credentials_do_not_follow_a_redirect(credentials: Path) -> None:
 async def hung(lab: Lab, leader: Leader, name: str, bmc: str, **more: Any) -> Host:
     """A machine that got its permit and was not heard of since."""
     lab.consul.register_node(name, {"rack": "r1", "bmc": bmc})
-    await leader._look_up()
+    await leader._follower.look_up()
     text = POLICY.format(per_hour=more.get("per_hour", 6))
     await leader.apply(lambda s: apply_policy(s, text, Because(by="test")))
     host = Host(name)

@@ -88,9 +88,9 @@ def cycle(desk: Desk, name: str, selector: str = "*", patience: float = 300) -> 
 
 
 def lossless(desk: Desk, what: str, tally: Tally) -> None:
-    figure(f"load, {what}", f"{tally.sent} sent in {tally.seconds:.0f} s, {tally.slow} slow, {tally.lost} lost")
+    figure(f"load, {what}", tally)
     assert tally.sent >= 190 * tally.seconds
-    assert not tally.lost, tally
+    assert not tally.lost, str(tally)
 
 
 def out(desk: Desk) -> list[str]:
@@ -123,8 +123,32 @@ def test_what_must_lose_requests_does(desk: Desk, control: str) -> None:
                 desk.box.cut(host, again=True)
             returned(desk, host, start)
     (tally,) = found
-    figure(f"negative control {control}", f"{tally.sent} sent, {tally.lost} lost")
+    figure(f"negative control {control}", tally)
     assert tally.lost
+
+
+def test_a_reboot_by_hand_is_orderly_and_a_crashed_host_serves_only_when_enabled(desk: Desk) -> None:
+    start = time.time()
+    with desk.load(200) as found:
+        time.sleep(1)
+        desk.box.run("w1", "systemctl", "reboot")
+        returned(desk, "w1", start)
+    lossless(desk, "a reboot by hand", found[0])
+    assert desk.box.exits(start)["w1"] == [133]
+
+    with desk.load(200) as found:
+        time.sleep(1)
+        crashed = time.time()
+        desk.box.cut("w2", again=True)
+        returned(desk, "w2", crashed)
+        time.sleep(1)
+    enabling = next(e.time for e in desk.events() if e.machine == "w2" and e.to == "enabling" and e.time > crashed)
+    served = found[0].by_host["w2"]
+    figure(
+        "crash",
+        f"enabled after {enabling - crashed:.1f} s, served again after {min(t for t in served if t > enabling) - crashed:.1f} s",
+    )
+    assert not [t for t in served if crashed + 0.5 < t < enabling], "a host served before it was enabled"
 
 
 def returned(desk: Desk, host: str, since: float, timeout: float = 60) -> None:

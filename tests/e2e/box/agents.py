@@ -33,7 +33,7 @@ packed()
 # Each of the two makes systemd mount a /proc of its own for the service. In a container that one shows the boot_id of
 # the machine below, which never changes.
 _DROP_IN = "[Service]\nProtectKernelTunables=no\nProtectControlGroups=no\n"
-_AGENT = "token_file: /etc/rebootd/token\nlabels: {{role: {role}}}\n"
+_AGENT = "token_file: /etc/rebootd/token\ntarget: rebootd-in-service.target\nlabels: {{role: {role}}}\n"
 # How a drain waits for traffic to go: until no connection from elsewhere was seen on the port for as long as the load
 # balancer may take to notice the out mark.
 _HOOK = """#!/usr/bin/python3 -I
@@ -75,6 +75,19 @@ def program(layer: Path, one_file: Path | None) -> list[str]:
     return binds
 
 
+def _reception(layer: Path) -> None:
+    """What keeps a host out of service from its first moment: the out mark beside Consul, the target, logind's delay."""
+    shipped = {
+        "out-mark": "usr/local/lib/rebootd/out-mark",
+        "consul.service.d/10-rebootd-out-mark.conf": f"{layers.SYSTEM}/consul.service.d/10-rebootd-out-mark.conf",
+        "rebootd-in-service.target": f"{layers.SYSTEM}/rebootd-in-service.target",
+        "logind.conf.d/10-rebootd.conf": "etc/systemd/logind.conf.d/10-rebootd.conf",
+    }
+    for source, path in shipped.items():
+        text = (TREE / "systemd" / source).read_text(encoding="utf-8")
+        layers.write(layer, path, text, 0o755 if source == "out-mark" else 0o644)
+
+
 def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
     """The daemon and the agent in a host's own layer."""
     units = [
@@ -89,5 +102,6 @@ def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
     if host.agent:
         layers.write(layer, f"{layers.SYSTEM}/rebootd-agent.service.d/10-container.conf", _DROP_IN)
         layers.write(layer, "etc/rebootd/agent.yaml", _AGENT.format(role="web" if host.web else "consul"))
+        _reception(layer)
     if host.agent and host.web and plan.traffic_hook:
         layers.write(layer, "etc/rebootd/drain.d/50-traffic", _HOOK, 0o755)

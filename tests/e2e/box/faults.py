@@ -80,7 +80,7 @@ def cold_start(desk: Desk, timeout: float) -> dict[str, float]:
     steps: dict[str, Callable[[], object]] = {
         "consul leads": lambda: _consul_leads(box),
         "rebootd leads": desk.status,
-        "all in service": lambda: set(desk.states().values()) == {"in-service"},
+        "all in service": lambda: list(desk.states().values()) == ["in-service"] * len(box.plan.machines),
         "all get requests": lambda: len(desk.pool()) == sum(host.web for host in box.plan.hosts),
     }
     took = {}

@@ -74,7 +74,7 @@ def link(layer: Path, path: str, target: str) -> None:
     file.symlink_to(target)
 
 
-def unit(layer: Path, name: str, text: str) -> None:
+def unit(layer: Path, name: str, text: str, *, wanted_by: str = "multi-user.target") -> None:
     """A unit, enabled."""
     write(layer, f"{SYSTEM}/{name}", text)
-    link(layer, f"{SYSTEM}/multi-user.target.wants/{name}", f"../{name}")
+    link(layer, f"{SYSTEM}/{wanted_by}.wants/{name}", f"../{name}")

@@ -63,13 +63,15 @@ WantedBy=multi-user.target
 """
 _WEB = """[Unit]
 Description=web service
-After=network-online.target
+# Not before rebootd has put this boot into service, and no longer than it leaves it there.
+After=network-online.target rebootd-in-service.target
+PartOf=rebootd-in-service.target
 [Service]
 ExecStart=/usr/bin/python3 -I /opt/bin/web.py
 Restart=always
 RestartSec=1
 [Install]
-WantedBy=multi-user.target
+WantedBy=rebootd-in-service.target
 """
 
 
@@ -79,7 +81,7 @@ def install(layer: Path, host: HostPlan) -> None:
         layers.write(layer, "etc/haproxy/haproxy.cfg", _CONFIG)
         layers.unit(layer, "haproxy.service", _HAPROXY)
     if host.web:
-        layers.unit(layer, "web.service", _WEB)
+        layers.unit(layer, "web.service", _WEB, wanted_by="rebootd-in-service.target")
         layers.write(layer, "opt/bin/web.py", Path(web.__file__).read_text(encoding="utf-8"))
 
 

@@ -29,7 +29,10 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 class Tally(msgspec.Struct, kw_only=True):
-    """What was sent and what came of it. ``late``: the most that sending lagged behind its schedule, in seconds."""
+    """What was sent and what came of it. ``late``: the most that sending lagged behind its schedule, in seconds.
+
+    ``by_host`` are the times (seconds since 1970) when the requests were sent that a host answered.
+    """
 
     sent: int = 0
     slow: int = 0
@@ -37,8 +40,16 @@ class Tally(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     late: float = 0.0
     slowest: float = 0.0
-    by_host: dict[str, int] = {}
+    by_host: dict[str, list[float]] = {}
     first_lost: list[Lost] = []
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{name} {len(times)}" for name, times in sorted(self.by_host.items()))
+        worst = "".join(f"\n  {lost.at:.3f} {lost.path} {lost.how}" for lost in self.first_lost)
+        return (
+            f"{self.sent} sent in {self.seconds:.1f} s, {self.slow} slow, {self.lost} lost; slowest {self.slowest:.2f} s, "
+            f"sending late by at most {self.late:.2f} s; {shares}{worst}"
+        )
 
 
 class Load:
@@ -82,8 +93,7 @@ class Load:
             how, body = type(error).__name__, b""
         self.tally.slowest = max(self.tally.slowest, time.monotonic() - start)
         if how == "200":
-            name = body.decode("utf-8", "replace")
-            self.tally.by_host[name] = self.tally.by_host.get(name, 0) + 1
+            self.tally.by_host.setdefault(body.decode("utf-8", "replace"), []).append(round(at, 3))
             return
         self.tally.lost += 1
         if len(self.tally.first_lost) < WORST:
