@@ -13,6 +13,7 @@ from rebootd.agent.hooks import HookOutcome, run_hooks
 from rebootd.agent.journal import Intent, Journal, JournalUnwritable
 from rebootd.agent.methods import obstacle
 from rebootd.agent.target import Target
+from rebootd.agent.traffic import Traffic
 from rebootd.core.errors import RebootdError, Refused
 from rebootd.core.wire import Directive, DirectiveKind, PermitRequest, Result
 
@@ -75,6 +76,7 @@ class Runner:
         self._environ = environ
         self._wake = wake
         self._target = Target(settings.target, environ)
+        self._traffic = Traffic(settings.traffic_ports, settings.traffic_wait, settings.traffic_timeout)
         self._task: asyncio.Task[None] | None = None
         self._current: Directive | None = None
         self.doing = ""
@@ -196,6 +198,9 @@ class Runner:
         self._journal.update(in_service=False, by_hand="", since=self._host.now())
         self.doing = "drain: out mark"
         problem = await self._keeper.reached(True, self._settings.mark_timeout)
+        if not problem:
+            self.doing = "drain: waiting for traffic to leave"
+            problem = await self._traffic.gone()
         if problem:
             return HookOutcome(ok=False, detail=problem)
         outcome = await self._hooks("drain.d", directive)
@@ -208,6 +213,9 @@ class Runner:
 
     async def drain_hooks(self) -> HookOutcome:
         """Runs ``drain.d`` with no directive, before a shutdown by others; their time is bounded by the caller."""
+        problem = await self._traffic.gone()
+        if problem:
+            _log.warning("traffic", problem=problem)
         environ = {**self._environ, "REBOOTD_KIND": "drain", "REBOOTD_BOOT_ID": self._journal.record.boot_id}
         return await self._run_hooks(Path(self._settings.hooks_dir) / "drain.d", self._settings.hook_timeout, environ)
 

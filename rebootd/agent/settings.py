@@ -10,7 +10,6 @@ import msgspec
 import yaml
 
 from rebootd.core.errors import InvalidInput
-from rebootd.core.inputs import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -67,6 +66,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     answer_grace: Seconds = 5
     fresh_boot: Annotated[float, msgspec.Meta(ge=0)] = 600
     hook_timeout: Seconds = 300
+    traffic_ports: tuple[int, ...] = ()
+    traffic_wait: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 0
+    traffic_timeout: Seconds = 300
     recheck: Seconds = 60
     reboot_command: tuple[str, ...] = ("systemctl", "reboot")
     reboot_timeout: Seconds = 300
@@ -107,6 +109,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             return None
         if word != "enable-after":
             raise InvalidInput("on_unreachable", self.on_unreachable, "stay-out, or enable-after DURATION")
+        # Imported here: difflib and its like cost a megabyte on every host, for the few that say this.
+        from rebootd.core.inputs import parse_duration  # noqa: PLC0415
+
         return parse_duration(duration.strip(), "on_unreachable", minimum=1.0, maximum=86400.0)
 
 
@@ -205,6 +210,11 @@ def _cross_check(settings: AgentSettings) -> None:
     for url in settings.coordinators:
         if not re.fullmatch(r"https?://[^/?#@\s]+", url.rstrip("/")):
             raise InvalidInput("coordinators", url, "URLs such as http://10.0.0.1:8473")
+    for port in settings.traffic_ports:
+        if not 0 < port < 65536:
+            raise InvalidInput("traffic_ports", port, "ports from 1 to 65535")
+    if settings.traffic_ports and not settings.traffic_wait:
+        raise InvalidInput("traffic_wait", 0, "with traffic_ports: the seconds a load balancer takes to see the mark")
     if "command" in settings.detect and not settings.detect_command:
         raise InvalidInput("detect_command", "", "a command, since detect names 'command'")
     if settings.reboot_method == "custom" and not settings.custom_command:
@@ -247,6 +257,8 @@ def _convert(field: str, value: object, hint: Any) -> Any:
 def _accepted(hint: Any, error: str) -> str:
     if hint is str:
         return "a text"
+    if hint == tuple[int, ...]:
+        return "a list of numbers"
     if hint == tuple[str, ...]:
         return "a list of texts"
     if hint == dict[str, str]:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from rebootd.core.inputs import format_duration
-
 if TYPE_CHECKING:
     from rebootd.agent.host import Host
     from rebootd.agent.journal import Journal
@@ -52,6 +50,6 @@ class Patience:
             if now - since < self._after or (tried and now - tried < AGAIN):
                 continue
             tried = now
-            reason = f"{BY_ITSELF}no coordinator answered for {format_duration(float(round(now - since)))}"
+            reason = f"{BY_ITSELF}no coordinator answered for {now - since:.0f} s"
             _log.error("this machine enables itself, on_unreachable says so", why=reason)
             self._runner.enable_alone(reason)

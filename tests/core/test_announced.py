@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -13,7 +15,7 @@ from tests.core.worlds import NOW, PASSED, kinds, machine, report, seen, snapsho
 M = machine()
 
 
-def told(m: Machine, **facts: object) -> list[tuple[str, str, str]]:
+def told(m: Machine, **facts: Any) -> list[tuple[str, str, str]]:
     step = step_of(decide(snapshot(m, observed={"m1": seen(m, **facts)})))
     return [(e.frm, e.to, e.cause) for e in step.events] if step is not None else []
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rebootd.agent.journal import decode
 from rebootd.core.errors import InvalidInput
 from rebootd.core.model import Cycle, CycleState, Machine, RackRecord, State
 from rebootd.core.policy import DEFAULT_POLICY, Policy, parse_policy
@@ -29,7 +30,7 @@ FOREIGN_GRACE = 20.0
 """Seconds that a foreign rack lock may be unknown to the leader (its watch may be late or cut)."""
 HEARD_GRACE = 20.0
 """Seconds by which our idea of when a leader last heard of a machine may differ from its own."""
-SKEW_GRACE = 240.0
+SKEW_GRACE = 150.0
 """Seconds after which a leader must have noticed that its clock is far off."""
 BACK_BOUND = 180.0
 """Seconds, beside the soak, in which an undisturbed machine that is well must be back (S5)."""
@@ -461,8 +462,7 @@ class Checks:
             self.fail("S3", f"{machine.name} reboots {boot_id} without a committed permit")
         elif now > nonces[intent.nonce] + 0.01:
             self.fail("S3", f"{machine.name} reboots {now - nonces[intent.nonce]:.1f} s after its permit ended")
-        on_disk = machine.disk.data
-        if on_disk is None or intent is None or intent.nonce.encode() not in on_disk:
+        if machine.disk.data is None or decode(machine.disk.data).intent != intent:
             self.fail("JOURNAL", f"{machine.name} reboots with nothing about it on its disk")
         self._current(machine, "reboots")
         self.world.say(f"{machine.name} executes its reboot of {boot_id}")

@@ -12,7 +12,7 @@ from rebootd.consul.leadership import Tuning
 
 START = 1_800_000_000.0
 """The true time, seconds since the Unix epoch, at which every run begins (a Friday morning, UTC)."""
-PROFILES = ("quiet", "operators", "ambushes", "network", "store", "processes", "hosts", "everything")
+PROFILES = ("quiet", "operators", "ambushes", "clocks", "network", "store", "processes", "hosts", "everything")
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,10 @@ KINDS = {
     "store": STORE + ("kill-leader", "halt", "rack-lock", "hold"),
     "processes": PROCESSES + ("halt", "rack-lock"),
     "hosts": HOSTS + ("kill-leader", "halt"),
+    "clocks": ("clock-jump",) * 4 + ("start", "kill-leader"),
     "everything": NETWORK + STORE + PROCESSES + HOSTS + PEOPLE + AMBUSHES + RARE,
 }
-LONG = ("halt", "raw-halt", "hold", "hold-rack", "pause", "rack-lock", "policy", "window-close")
+LONG = ("halt", "raw-halt", "hold", "hold-rack", "pause", "rack-lock", "policy", "window-close", "clock-jump")
 
 
 def draw_faults(plan: Plan) -> list[Fault]:
@@ -262,6 +263,6 @@ def draw_faults(plan: Plan) -> list[Fault]:
             value = float(rng.randint(1, 60))
         elif kind == "clock-jump":
             value = round(rng.choice([-1, 1]) * rng.choice([5.0, 25.0, 120.0, 3700.0]), 1)
-            target = rng.choice([target, "leader"])
+            target = rng.choice([target, "leader", "leader"])
         out.append(Fault(at, kind, target, seconds, value))
     return sorted(out, key=lambda f: (f.at, f.kind, f.target))

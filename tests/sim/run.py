@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import structlog
 
@@ -20,11 +22,11 @@ from tests.sim.plan import make_plan
 from tests.sim.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from rebootd.core.decision import Decision
     from rebootd.core.model import Snapshot
-    from tests.sim.plan import Plan
+    from tests.sim.plan import Fault, Plan
 
 LOOK_EVERY = 10.0
 SETTLE_EVERY = 20.0
@@ -62,39 +64,49 @@ def run_seed(
 ) -> Outcome:
     """Runs one seed, or the given plan, with all of its faults or ``only`` those with the given indexes."""
     plan = plan or make_plan(seed, profile=profile)
-    random.seed(f"global {seed}")
-    world = World(plan, verbose=verbose)
-    people = People(world)
     faults = [(i, f) for i, f in enumerate(plan.faults) if only is None or i in only]
+    return run_world(World(plan, verbose=verbose), faults)
+
+
+def run_world(world: World, faults: Sequence[tuple[int, Fault | None]] = ()) -> Outcome:
+    """Plays a world with these faults (None: one that the caller has arranged) to its end."""
+    random.seed(f"global {world.plan.seed}")
+    people = People(world)
+    decide = leader_module.decide
 
     def checked(snapshot: Snapshot) -> Decision:
-        decision = leader_decide(snapshot)
+        decision = decide(snapshot)
         world.checks.decided(snapshot, decision)
         return decision
 
-    leader_decide = leader_module.decide
-    leader_module.decide = checked
-    keep, Forecasts.keep = Forecasts.keep, _idle  # type: ignore[method-assign]
-    outcome = Outcome(seed)
-    try:
-        _play(world, people, faults)
-    except Violation as violation:
-        outcome.violation, outcome.name, outcome.at = str(violation), violation.name, violation.at
-    except (Livelock, Exception) as bug:  # noqa: BLE001  a mistake in the product is what this looks for
-        outcome.violation = f"{type(bug).__name__}: {bug}"
-        outcome.name, outcome.at = type(bug).__name__, world.loop.now
-        if verbose:
-            raise
-    finally:
-        leader_module.decide = leader_decide
-        Forecasts.keep = keep  # type: ignore[method-assign]
-        outcome.hours = world.loop.now / 3600
-        outcome.steps = world.loop.steps
-        outcome.messages = world.net.messages
-        outcome.counts = dict(world.checks.counts)
-        outcome.log = world.log
-        world.loop.close()
+    outcome = Outcome(world.plan.seed)
+    with mock.patch.object(leader_module, "decide", checked), mock.patch.object(Forecasts, "keep", _idle):
+        try:
+            _play(world, people, faults)
+        except Violation as violation:
+            outcome.violation, outcome.name, outcome.at = str(violation), violation.name, violation.at
+        except (Livelock, Exception) as bug:  # noqa: BLE001  a mistake in the product is what this looks for
+            outcome.violation = f"{type(bug).__name__}: {bug}{_inner(bug)}"
+            outcome.name, outcome.at = type(bug).__name__, world.loop.now
+            if world.verbose:
+                traceback.print_exception(bug)
+        finally:
+            outcome.hours = world.loop.now / 3600
+            outcome.steps = world.loop.steps
+            outcome.messages = world.net.messages
+            outcome.counts = dict(world.checks.counts)
+            outcome.log = world.log
+            world.loop.close()
     return outcome
+
+
+def _inner(bug: BaseException) -> str:
+    """What a group of exceptions is about."""
+    while isinstance(bug, BaseExceptionGroup):
+        bug = bug.exceptions[0]
+        if not isinstance(bug, BaseExceptionGroup):
+            return f": {type(bug).__name__}: {bug}"
+    return ""
 
 
 async def _idle(_self: Forecasts) -> None:
@@ -102,11 +114,11 @@ async def _idle(_self: Forecasts) -> None:
     await asyncio.Event().wait()
 
 
-def _play(world: World, people: People, faults: list[tuple[int, object]]) -> None:
+def _play(world: World, people: People, faults: Sequence[tuple[int, Fault | None]]) -> None:
     plan, loop, checks = world.plan, world.loop, world.checks
     world.begin()
     loop.at(plan.cycle_at, _first_cycle, world, people)
-    Faults(world, people).schedule(faults)  # type: ignore[arg-type]
+    Faults(world, people).schedule([(i, f) for i, f in faults if f is not None])
     end = plan.faults_for if faults else plan.cycle_at + 1.0
     while loop.now < end:
         loop.run(min(end, loop.now + LOOK_EVERY))
@@ -144,4 +156,4 @@ def _first_cycle(world: World, people: People) -> None:
         world.loop.after(3.0, _first_cycle, world, people)
 
 
-__all__ = ["Outcome", "quiet_logs", "run_seed"]
+__all__ = ["Outcome", "quiet_logs", "run_seed", "run_world"]

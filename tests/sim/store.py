@@ -145,6 +145,8 @@ class SimStore:
             self._reply(answer, OutcomeUnknown("no quorum"))
             return
         fate = servers.ambushed(self._name, ops)
+        if fate == "refused":  # it never arrived
+            return
         if fate == "late":
             servers.loop.after(servers.rng.uniform(1.0, 12.0), self._land, ops, _unheard(servers.loop))
             return

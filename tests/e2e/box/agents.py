@@ -76,12 +76,12 @@ def program(layer: Path, one_file: Path | None) -> list[str]:
 
 
 def _reception(layer: Path) -> None:
-    """What keeps a host out of service from its first moment: the out mark beside Consul, the target, logind's delay."""
+    """What keeps a host out of service from its first moment: the out mark beside Consul, target, logind's delay."""
     shipped = {
         "out-mark": "usr/local/lib/rebootd/out-mark",
         "consul.service.d/10-rebootd-out-mark.conf": f"{layers.SYSTEM}/consul.service.d/10-rebootd-out-mark.conf",
         "rebootd-in-service.target": f"{layers.SYSTEM}/rebootd-in-service.target",
-        "logind.conf.d/10-rebootd.conf": "etc/systemd/logind.conf.d/10-rebootd.conf",
+        "logind.conf.d/10-rebootd.conf.example": "etc/systemd/logind.conf.d/10-rebootd.conf",
     }
     for source, path in shipped.items():
         text = (TREE / "systemd" / source).read_text(encoding="utf-8")

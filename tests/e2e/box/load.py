@@ -47,8 +47,8 @@ class Tally(msgspec.Struct, kw_only=True):
         shares = ", ".join(f"{name} {len(times)}" for name, times in sorted(self.by_host.items()))
         worst = "".join(f"\n  {lost.at:.3f} {lost.path} {lost.how}" for lost in self.first_lost)
         return (
-            f"{self.sent} sent in {self.seconds:.1f} s, {self.slow} slow, {self.lost} lost; slowest {self.slowest:.2f} s, "
-            f"sending late by at most {self.late:.2f} s; {shares}{worst}"
+            f"{self.sent} sent in {self.seconds:.1f} s, {self.slow} slow, {self.lost} lost; "
+            f"slowest {self.slowest:.2f} s, sending late by at most {self.late:.2f} s; {shares}{worst}"
         )
 
 

@@ -225,7 +225,7 @@ ALL = (
     ),
     Planted("permit-issued-twice", "a second nonce for one boot_id is granted", _second_nonce, "everything"),
     Planted("window-not-checked", "windows are always open", _always_open, ""),
-    Planted("clock-not-checked", "a leader whose clock is far off goes on", _clock_ignored, "hosts"),
+    Planted("clock-not-checked", "a leader whose clock is far off goes on", _clock_ignored, "clocks"),
     Planted("enable-blocked-by-halt", "a halt keeps machines from coming back", _halted_return, "operators"),
     Planted("return-blocked-by-lock", "a foreign rack lock keeps machines from coming back", _locked_return, "operators"),
     Planted("unlock-too-early", "the rack is unlocked while machines are still rebooting", _early_unlock),
