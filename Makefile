@@ -22,10 +22,10 @@ DIST_GLIBC ?= 2_28
 dist_platforms = $(foreach arch,$(DIST_ARCHS),$(foreach py,$(DIST_PYTHONS),\
 	--platform manylinux_$(DIST_GLIBC)_$(arch)-cp-$(py).0-cp$(subst .,,$(py))))
 
-.PHONY: help venv test test-slow test-all check format demo bench consul dist clean distclean
+.PHONY: help venv test test-slow test-all check format demo bench consul datacenter dist clean distclean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## the virtual environment (made once, and again when its requirements change)
 
@@ -61,6 +61,12 @@ demo: $(STAMP) ## a whole cycle on this machine, with a killed leader; DEMO_ARGS
 
 bench: $(STAMP) ## the figures of docs/performance.md; BENCH_ARGS="..."
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+datacenter: $(STAMP) ## a data center in a box: real hosts, load, faults (root, Debian's tools); KEEP=1 leaves it up
+	@$(BIN)/python -m rebootd.consul.binary >/dev/null || true
+	@$(BIN)/python -m tests.e2e.box rootfs
+	@$(MAKE) dist DIST=$(BUILD)/box DIST_PYTHONS=3.11 DIST_ARCHS=$$(uname -m)
+	BOX=1 KEEP=$(KEEP) BOX_ONE_FILE=$(BUILD)/box/rebootd $(BIN)/pytest -s -m slow tests/e2e/test_datacenter.py $(TEST_ARGS)
 
 dist: $(STAMP) ## dist/rebootd: one file for hosts and Nomad (dist/rebootctl is a second name of it)
 	@rm -rf $(BUILD)/wheel && mkdir -p $(BUILD)/wheel $(DIST)

@@ -35,9 +35,11 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     whether a reboot is required (see :mod:`rebootd.agent.detect`), ``auto``: those that fit the distribution.
     ``kernel``: told instead of the running one. ``reboot_method``: how this host reboots unless a directive says
     otherwise; ``reboot_command`` is that of the method ``reboot``. ``userspace_command`` tells how often only the
-    userspace was rebooted. ``target``: the systemd unit that is reached while in service. ``on_unreachable``: what a
-    booted host does that no coordinator answers. ``inhibit``: whether others' shutdowns are delayed for a drain
-    (``auto``: when the agent is a service of systemd).
+    userspace was rebooted. ``traffic_wait``: how long a drain waits after the out mark; with ``traffic_ports``, until
+    no connection from other hosts was seen on them for so long, and after ``traffic_timeout`` the drain fails.
+    ``target``: the systemd unit that is reached while in service. ``on_unreachable``: what a booted host does that no
+    coordinator answers. ``inhibit``: whether others' shutdowns are delayed for a drain (``auto``: when the agent is a
+    service of systemd).
     """
 
     name: str = ""
@@ -210,11 +212,7 @@ def _cross_check(settings: AgentSettings) -> None:
     for url in settings.coordinators:
         if not re.fullmatch(r"https?://[^/?#@\s]+", url.rstrip("/")):
             raise InvalidInput("coordinators", url, "URLs such as http://10.0.0.1:8473")
-    for port in settings.traffic_ports:
-        if not 0 < port < 65536:
-            raise InvalidInput("traffic_ports", port, "ports from 1 to 65535")
-    if settings.traffic_ports and not settings.traffic_wait:
-        raise InvalidInput("traffic_wait", 0, "with traffic_ports: the seconds a load balancer takes to see the mark")
+    _check_traffic(settings)
     if "command" in settings.detect and not settings.detect_command:
         raise InvalidInput("detect_command", "", "a command, since detect names 'command'")
     if settings.reboot_method == "custom" and not settings.custom_command:
@@ -223,6 +221,14 @@ def _cross_check(settings: AgentSettings) -> None:
         raise InvalidInput("target", settings.target, "the name of a target or service of systemd")
     # Read once here, so that a bad duration is told at the start.
     _ = settings.enable_after
+
+
+def _check_traffic(settings: AgentSettings) -> None:
+    for port in settings.traffic_ports:
+        if not 0 < port < 65536:
+            raise InvalidInput("traffic_ports", port, "ports from 1 to 65535")
+    if settings.traffic_ports and not settings.traffic_wait:
+        raise InvalidInput("traffic_wait", 0, "with traffic_ports: the seconds a load balancer takes to see the mark")
 
 
 def split_server(server: str) -> tuple[str, int]:

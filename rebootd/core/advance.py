@@ -105,12 +105,14 @@ def with_reboot(machine: Machine, cycles: Mapping[str, Cycle]) -> dict[str, str]
     """``outcomes`` after a proven boot: every open cycle that wanted one is served by it.
 
     A cycle asks for one fresh boot, not for one by its own hand: a machine that crashed and came
-    back during the cycle has had it, and is not taken out a second time.
+    back during the cycle has had it, and is not taken out a second time. ``machine`` is still in the
+    state that its boot brought it to, so ``since`` is the time of that boot.
     """
     served = {
         c.id: "rebooted"
         for c in cycles.values()
         if c.state not in ENDED
+        and (c.created <= machine.since or machine.cycle == c.id)
         and (c.id not in machine.outcomes or c.standing)
         and (not c.standing or machine.cycle == c.id)
         and selected(c, machine)

@@ -113,9 +113,12 @@ def _no_verdict(snapshot: Snapshot, name: str) -> PermitVerdict:
 
 
 def _prune(view: View) -> tuple[str, ...]:
-    """Ended cycles beyond the newest few, and one-shot windows that are long over."""
+    """Ended cycles beyond the newest few that nobody is out for, and one-shot windows that are long over."""
     snapshot = view.snapshot
     ended = sorted((c for c in snapshot.cycles.values() if c.state in ENDED), key=lambda c: (c.changed, c.id))
+    if len(ended) > KEPT_CYCLES:
+        in_use = {m.cycle for m in snapshot.machines.values() if m.state is not State.IN_SERVICE}
+        ended = [c for c in ended if c.id not in in_use]
     old = [f"cycles/{c.id}" for c in ended[: max(0, len(ended) - KEPT_CYCLES)]]
     power = [f"power/{name}" for name in stale(snapshot)]
     return (*old, *power, *(f"windows/{w.id}" for w in snapshot.windows if view.now - w.end > KEPT_WINDOW))

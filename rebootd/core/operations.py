@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rebootd.core.model import Machine, Snapshot
 
 HALT_KEY = "control/halt"
-KEPT_WINDOWS = 86400.0
-"""Seconds that a window which has ended stays listed; the next one opened sweeps it away."""
 
 
 def audit(
@@ -147,11 +145,8 @@ def open_window(
     if end <= snapshot.now:
         raise InvalidInput("start", start, "a start and duration that end in the future")
     record = OpenWindow(id=chosen, start=begin, end=end, by=because.by, reason=because.reason)
-    swept = tuple(
-        RecordWrite(key=f"windows/{w.id}", value=None) for w in snapshot.windows if w.end < snapshot.now - KEPT_WINDOWS
-    )
     return Change(
-        writes=(RecordWrite(key=f"windows/{chosen}", value=msgspec.json.encode(record)), *swept[:32]),
+        writes=(RecordWrite(key=f"windows/{chosen}", value=msgspec.json.encode(record)),),
         events=(audit(snapshot, "window-open", because, note=f"window {chosen}, {(end - begin) / 60:.0f} min"),),
     )
 

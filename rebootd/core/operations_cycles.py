@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from rebootd.core.model import Machine, Snapshot
 
 MAX_CYCLE_ID = 64
-KEPT_CYCLES = 64
-"""Ended cycles that stay listed; starting another one sweeps the oldest beyond them away."""
 
 _TERM = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]*)\s*(?:=|in\s*\(|$|,)\s*([^,()\s]*)")
 
@@ -141,7 +139,7 @@ def start_cycle(
     if emergency:
         note = f"{emergency_note(cycle)}; {note}"
     return Change(
-        writes=(_write(cycle), *_swept(snapshot)),
+        writes=(_write(cycle),),
         events=(audit(snapshot, "cycle-start", because, cycle=cycle_id, note=note),),
     )
 
@@ -192,16 +190,6 @@ def need_cycle(snapshot: Snapshot, cycle_id: str) -> Cycle:
 
 def _write(cycle: Cycle) -> RecordWrite:
     return RecordWrite(key=f"cycles/{cycle.id}", value=msgspec.json.encode(cycle))
-
-
-def _swept(snapshot: Snapshot) -> list[RecordWrite]:
-    """The oldest ended cycles beyond ``KEPT_CYCLES``, so that the store does not grow without bound."""
-    in_use = {m.cycle for m in snapshot.machines.values() if m.state is not State.IN_SERVICE}
-    ended = sorted(
-        (c for c in snapshot.cycles.values() if c.state in ENDED and c.id not in in_use), key=lambda c: c.changed
-    )
-    excess = ended[: max(0, len(ended) - KEPT_CYCLES)][:32]
-    return [RecordWrite(key=f"cycles/{c.id}", value=None) for c in excess]
 
 
 def _selectable(snapshot: Snapshot, selector: str) -> str:

@@ -62,8 +62,17 @@ def settle(view: View, machine: Machine, seen: Observation | None) -> Settled:
     return Settled(step(walk), blockers, walk.verdict)
 
 
+OWN_FAULT = frozenset({"agent", "unseen", "permit", "conflict"})
+"""Kinds of blockers that lie with the machine or its agent."""
+
+
 def _give_up(walk: Walk, blockers: tuple[Blocker, ...], overdue_by: float) -> tuple[Blocker, ...]:
     """The deadline ran out: out-of-band power where that is configured and allowed, else quarantine."""
+    others = next((b for b in blockers if b.kind not in OWN_FAULT), None)
+    if walk.machine.state is State.DRAINED and others is not None:
+        # It did what it was told; what kept it from rebooting is no fault of its own.
+        walk.go(Happening.RETURN, f"brought back: {others.what}")
+        return ()
     left = rescue(walk.view, walk.machine, overdue_by)
     if left.blocker is not None:
         return (*blockers, left.blocker)

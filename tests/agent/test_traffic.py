@@ -83,7 +83,10 @@ async def test_a_fixed_time_looks_at_nothing() -> None:
     assert loop.time() - start >= 0.19
 
 
-@pytest.mark.parametrize("values", [{"traffic_ports": [80]}, {"traffic_ports": [0], "traffic_wait": 3}, {"traffic_ports": ["x"], "traffic_wait": 3}])
+@pytest.mark.parametrize(
+    "values",
+    [{"traffic_ports": [80]}, {"traffic_ports": [0], "traffic_wait": 3}, {"traffic_ports": ["x"], "traffic_wait": 3}],
+)
 def test_settings_that_make_no_sense(values: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         validate(values)

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from rebootd.core.decide import KEPT_CYCLES, decide
 from rebootd.core.errors import InvalidInput, NotFound, Refused
 from rebootd.core.model import Cycle, CycleState, Machine, Snapshot, State
 from rebootd.core.operations import forget, hold, open_window, release
-from rebootd.core.operations_cycles import KEPT_CYCLES, Counts, move_cycle, progress, start_cycle
+from rebootd.core.operations_cycles import Counts, move_cycle, progress, start_cycle
 from rebootd.core.operations_inputs import YEAR, Because, parse_moment
 from rebootd.core.policy import Policy
 
@@ -66,11 +67,10 @@ def test_verbs_and_states_of_cycles(verb: str, state: CycleState) -> None:
     assert "ann: because" in event.detail
 
 
-def test_starting_a_cycle_sweeps_the_oldest_ended_ones_that_nobody_is_out_for() -> None:
+def test_the_oldest_ended_cycles_that_nobody_is_out_for_are_pruned() -> None:
     ended = {f"k{i:03}": cycle(f"k{i:03}", CycleState.DONE, changed=float(i)) for i in range(KEPT_CYCLES + 3)}
     out = machine("m", State.HELD, cycle="k000")
-    change = start_cycle(snapshot(out, machine("n"), cycles=ended), cycle_id="new", selector="*", because=WHO)
-    assert [w.key for w in change.writes if w.value is None] == ["cycles/k001", "cycles/k002"]
+    assert decide(snapshot(out, machine("n"), cycles=ended)).prune == ("cycles/k001", "cycles/k002")
 
 
 def test_failure_budgets() -> None:

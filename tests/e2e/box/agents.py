@@ -16,6 +16,7 @@ from py_compile import PycInvalidationMode
 from typing import TYPE_CHECKING
 
 from tests.e2e.box import layers
+from tests.e2e.box.plan import WEB_PORT
 from tests.e2e.box.rootfs import NoBoxError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _DROP_IN = "[Service]\nProtectKernelTunables=no\nProtectControlGroups=no\n"
 _AGENT = "token_file: /etc/rebootd/token\ntarget: rebootd-in-service.target\nlabels: {{role: {role}}}\n"
 # How a drain waits for traffic to go: until no connection from elsewhere was seen on the port for as long as the load
 # balancer may take to notice the out mark.
+_WAIT = f"traffic_ports: [{WEB_PORT}]\ntraffic_wait: 3\ntraffic_timeout: 60\n"
 _HOOK = """#!/usr/bin/python3 -I
 import time
 PORT, QUIET, PATIENCE = 8080, 3.0, 60.0
@@ -103,5 +105,9 @@ def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
         layers.write(layer, f"{layers.SYSTEM}/rebootd-agent.service.d/10-container.conf", _DROP_IN)
         layers.write(layer, "etc/rebootd/agent.yaml", _AGENT.format(role="web" if host.web else "consul"))
         _reception(layer)
-    if host.agent and host.web and plan.traffic_hook:
-        layers.write(layer, "etc/rebootd/drain.d/50-traffic", _HOOK, 0o755)
+    if host.agent and host.web:
+        # Both ways that there are: a hook of one's own, and the agent's own wait.
+        if host.number % 2:
+            layers.write(layer, "etc/rebootd/drain.d/50-traffic", _HOOK, 0o755)
+        else:
+            layers.write(layer, "etc/rebootd/agent.d/10-traffic.yaml", _WAIT)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tests.e2e.box.plan import API_PORT
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from tests.e2e.box.control import Box
     from tests.e2e.box.desk import Desk
 
-HOOK = "/etc/rebootd/drain.d/50-traffic"
-SLOW_REBOOT = "/etc/rebootd/agent.d/slow.yaml"
+OVERRIDE = "/etc/rebootd/agent.d/90-fault.yaml"
 
 
 def kill(box: Box, host: str, unit: str) -> None:
@@ -30,16 +29,29 @@ def reboot_unannounced(box: Box, host: str) -> None:
 
 
 @contextmanager
-def without_wait(box: Box) -> Iterator[None]:
-    """Drains set the out mark, and wait for nothing."""
-    webs = [host.name for host in box.plan.machines if host.web]
-    for host in webs:
-        box.run(host, "chmod", "-x", HOOK)
+def told(box: Box, hosts: Sequence[str], **settings: object) -> Iterator[None]:
+    """Agents with other settings than usual while the body runs."""
+    text = json.dumps(settings)
+    for host in hosts:
+        box.run(host, "sh", "-c", f"mkdir -p /etc/rebootd/agent.d && echo '{text}' > {OVERRIDE}")
+        box.run(host, "systemctl", "restart", "rebootd-agent")
     try:
         yield
     finally:
-        for host in webs:
-            box.run(host, "chmod", "+x", HOOK)
+        for host in hosts:
+            box.run(host, "rm", "-f", OVERRIDE)
+            box.run(host, "systemctl", "restart", "rebootd-agent")
+
+
+def without_wait(box: Box) -> AbstractContextManager[None]:
+    """Drains set the out mark, and wait for nothing."""
+    webs = [host.name for host in box.plan.machines if host.web]
+    return told(box, webs, hooks_dir="/none", traffic_ports=[], traffic_wait=0)
+
+
+def slow_to_reboot(box: Box, host: str, seconds: float) -> AbstractContextManager[None]:
+    """The host's agent takes so long between its permit and the reboot."""
+    return told(box, [host], reboot_command=["sh", "-c", f"sleep {seconds:g}; exec systemctl reboot"])
 
 
 @contextmanager
@@ -58,19 +70,6 @@ def lose_power(box: Box, hosts: Sequence[str]) -> None:
     """Power loss of several hosts at the same time."""
     with ThreadPoolExecutor(len(hosts)) as pool:
         list(pool.map(box.cut, hosts))
-
-
-def reboot_slowly(box: Box, host: str, seconds: float) -> None:
-    """From now on the host's agent takes so long between its permit and the reboot."""
-    text = f"reboot_command: [sh, -c, 'sleep {seconds:g}; exec systemctl reboot']"
-    box.run(host, "sh", "-c", f'mkdir -p /etc/rebootd/agent.d && echo "{text}" > {SLOW_REBOOT}')
-    box.run(host, "systemctl", "restart", "rebootd-agent")
-
-
-def reboot_promptly(box: Box, host: str) -> None:
-    """The agent's own reboot command again."""
-    box.run(host, "rm", "-f", SLOW_REBOOT)
-    box.run(host, "systemctl", "restart", "rebootd-agent")
 
 
 def cold_start(desk: Desk, timeout: float) -> dict[str, float]:
@@ -93,8 +92,3 @@ def cold_start(desk: Desk, timeout: float) -> dict[str, float]:
 def _consul_leads(box: Box) -> bool:
     host = box.plan.consul_servers[0].name
     return ":" in box.run(host, "curl", "-sf", "-m", "1", "http://127.0.0.1:8500/v1/status/leader")
-
-
-def answers(box: Box, host: str) -> bool:
-    """Whether the daemon of a host answers from inside it."""
-    return bool(box.run(host, "curl", "-sf", "-m", "1", f"http://127.0.0.1:{API_PORT}/healthz", check=False))

@@ -31,11 +31,10 @@ class HostPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. ``token`` is what rebootd's callers must show; ``hook`` how a drain waits for traffic to go."""
+    """All of it. ``token`` is what rebootd's callers must show."""
 
     hosts: tuple[HostPlan, ...]
     token: str = "a-token-of-the-box"
-    traffic_hook: bool = True
 
     @property
     def machines(self) -> tuple[HostPlan, ...]:
@@ -64,24 +63,24 @@ class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(host for host in self.hosts if host.rack == rack)
 
 
-def small(*, traffic_hook: bool = True) -> BoxPlan:
+def small() -> BoxPlan:
     """2 racks x 2 hosts with an agent, the daemons on three of them, one Consul server and the load balancer."""
     workers = [
         HostPlan(name=f"r{r}h{h}", number=20 + 10 * r + h, rack=f"r{r}", daemon=(r, h) != (2, 2), agent=True, web=True)
         for r in (1, 2)
         for h in (1, 2)
     ]
-    return BoxPlan(hosts=(_server(1, agent=False), *workers, _balancer()), traffic_hook=traffic_hook)
+    return BoxPlan(hosts=(_server(1, agent=False), *workers, _balancer()))
 
 
-def full(*, traffic_hook: bool = True) -> BoxPlan:
+def full() -> BoxPlan:
     """Three Consul servers and six workers on three racks, all of them machines; daemons on a worker of each rack."""
     workers = [
         HostPlan(name=f"w{n}", number=20 + n, rack=f"r{(n - 1) % 3 + 1}", daemon=n <= 3, agent=True, web=True)
         for n in range(1, 7)
     ]
     servers = [_server(n, agent=True) for n in (1, 2, 3)]
-    return BoxPlan(hosts=(*servers, *workers, _balancer()), traffic_hook=traffic_hook)
+    return BoxPlan(hosts=(*servers, *workers, _balancer()))
 
 
 PLANS = {"small": small, "full": full}

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.sim.__main__ import run_seeds
+from tests.sim.interrupted import CUTS, run_cut, small_plan
+from tests.sim.plan import Fault, make_plan
+from tests.sim.planted import plant
+from tests.sim.run import Outcome, quiet_logs, run_seed
+from tests.sim.shrink import shrink
+
+SEEDS = int(os.environ.get("SIM_SEEDS", "40"))
+
+
+def story(outcome: Outcome) -> str:
+    return "\n".join([*outcome.log[-40:], f"replay: python -m tests.sim --seed {outcome.seed}", outcome.violation])
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_every_invariant_holds(part: int) -> None:
+    share = SEEDS // 5
+    outcomes = run_seeds(part * share, share)
+    for outcome in outcomes:
+        assert outcome.ok, story(outcome)
+    reboots = sum(o.counts.get("reboots", 0) for o in outcomes)
+    leaderships = sum(o.counts.get("leaderships", 0) for o in outcomes)
+    assert reboots > 3 * share, "too little happened"
+    assert leaderships > 1.5 * share, "too little happened"
+
+
+@pytest.mark.parametrize("number", [1, 9, 12, 17])
+@pytest.mark.parametrize("how", CUTS)
+def test_a_cut_plan_ends_well(number: int, how: str) -> None:
+    check_cut(number, how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", CUTS)
+def test_plans_cut_anywhere_end_well(how: str) -> None:
+    number = 1
+    while check_cut(number, how):
+        number += 1
+    assert number > 20
+
+
+def check_cut(number: int, how: str) -> bool:
+    quiet_logs()
+    outcome, cut = run_cut(number, how)
+    assert outcome.ok, story(outcome)
+    assert outcome.counts["reboots"] == 4
+    return cut
+
+
+def test_a_seed_is_the_same_whatever_hashes_are() -> None:
+    def run(hash_seed: str) -> str:
+        environ = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-m", "tests.sim", "--seed", "2", "--profile", "everything"]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False).stdout
+
+    first = run("1")
+    assert "everything held" in first
+    assert run("2") == first
+
+
+def test_a_failing_seed_is_shrunk_to_what_it_needs() -> None:
+    quiet_logs()
+    plan = make_plan(0, profile="operators")
+    plan.faults = [
+        Fault(30.0, "pause", seconds=1.0),
+        Fault(40.0, "maintenance", "m1a"),
+        Fault(60.0, "raw-halt", seconds=300.0),
+        Fault(70.0, "unlock", "r1"),
+    ]
+    with plant("halt-ignored"):
+        failed = run_seed(0, plan=plan)
+        assert failed.name == "S6", failed.violation
+        assert shrink(plan, failed) == [2]
+
+
+def test_too_little_is_noticed() -> None:
+    plan = small_plan()
+    plan.cycle_at = 1e9
+    outcome = run_seed(plan.seed, plan=plan)
+    assert outcome.counts.get("reboots", 0) == 0
