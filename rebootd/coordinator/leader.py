@@ -52,6 +52,7 @@ log = structlog.get_logger(__name__)
 PIECE = 256
 """Steps that are planned, committed and told together: enough to fill the writer's transactions under way."""
 LANDERS = 2
+SKEW_EVERY = 5.0
 DENIED_RETRY = 10.0
 """Seconds after which writes that the store denied are tried again."""
 
@@ -105,8 +106,8 @@ class Leader:
         self._decision = Decision()
         self._since = 0.0
         self._skew = 0.0
-        self._skew_at = 0.0
-        self._denied_at = 0.0
+        self._skew_at = float("-inf")
+        self._denied_at = float("-inf")
         self._changes = Changes(self._attempt, self._dirty)
         self._writer = FencedWriter(
             store,
@@ -198,7 +199,7 @@ class Leader:
 
     async def _tick(self) -> None:
         self._measure_skew()
-        if self._wall() - self._denied_at > DENIED_RETRY:
+        if asyncio.get_running_loop().time() - self._denied_at > DENIED_RETRY:
             # The fault keeps everything in, so nothing but another attempt can show that it is over.
             self.fleet.faults.pop("denied", None)
         snapshot = self.snapshot()
@@ -253,7 +254,7 @@ class Leader:
                 await self._reload(w)
             else:
                 dropped[name] = f"blocked: {outcome.reason}"
-                self._denied_at = self._wall()
+                self._denied_at = asyncio.get_running_loop().time()
                 self.fleet.faults["denied"] = f"the store denies our writes: {outcome.reason}"
                 log.error("store-denied", machine=name, why=outcome.reason)
                 self._locks.reuse(w.session if w.lock else "")
@@ -292,8 +293,9 @@ class Leader:
         return self._ring.chunk(tuple(event for step in steps if isinstance(step.note, tuple) for event in step.note))
 
     def _measure_skew(self) -> None:
-        now = self._wall()
-        if now - self._skew_at >= 5.0 or not self._skew_at:
+        # Not by the clock that is judged here: one that was set back would not be judged again for as long.
+        now = asyncio.get_running_loop().time()
+        if now - self._skew_at >= SKEW_EVERY:
             self._skew_at = now
             offsets = self.reception.offsets
             self._skew = statistics.median(offsets.values()) if offsets else 0.0

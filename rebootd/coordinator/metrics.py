@@ -13,6 +13,7 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from rebootd.coordinator.metrics_times import times
 from rebootd.core.breakers import Breakers
 from rebootd.core.gates import overdue
 from rebootd.core.power import spent
@@ -126,6 +127,7 @@ class FleetCollector(Collector):
         for cycle_ in snapshot.cycles.values():
             cycles.add_metric([cycle_.id, cycle_.state.value], 1.0)
         yield cycles
+        yield from times(snapshot)
 
 
 def _gates(snapshot: Snapshot, decision: Decision) -> Iterable[Metric]:

@@ -162,13 +162,13 @@ class Reception:
             return
         if machine.machine_id and machine_id != machine.machine_id:
             what = f"two machine-ids report as {name}: {machine.machine_id} (in the record) and {machine_id}"
-            self._double[name] = self._wall()
+            self._double[name] = asyncio.get_running_loop().time()
             if self._fleet.conflicts.get(name) != what:
                 self._fleet.conflicts[name] = what
                 self._dirty.set()
             self._refuse(machine, "identity conflict", what)
         double = self._double.get(name)
-        if double is not None and self._wall() - double > CONFLICT_LASTS:
+        if double is not None and asyncio.get_running_loop().time() - double > CONFLICT_LASTS:
             del self._double[name]
             self._fleet.conflicts.pop(name, None)
         if boot_id in machine.boots and boot_id != machine.boot_id:

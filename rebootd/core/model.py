@@ -277,9 +277,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     ``durations`` are what machines have shown to need (None: nothing yet).
     ``power`` are the power cycles of late, ``controllers`` the addresses (and systems behind them) at which this
     leader can power-cycle machines, ``refusals`` the last refusal of a permit for each machine.
-    ``readings`` are what gates were last seen to say, ``gate_since`` since when they say so (none: nobody waits, so they
-    are not read). ``failing`` maps machines to why Consul says that they have failed (since ``failing_since``), ``gone``
-    those that its catalog no longer has to since when.
+    ``readings`` are what gates were last seen to say, ``gate_since`` since when they say so (none: nobody waits,
+    so they are not read). ``failing`` maps machines to why Consul says that they have failed (since
+    ``failing_since``), ``gone`` those that its catalog no longer has to since when.
     """
 
     now: float

@@ -109,7 +109,7 @@ def create(view: View, seen: Observation) -> Settled:
 
 
 def _beyond(report: Report) -> int:
-    """A version that the agent has not seen yet: it knows the directives of a record that was forgotten by their ids."""
+    """A version that the agent has not seen yet: it knows the directives of a forgotten record by their ids."""
     said = report.result.id.split("/")[-2:-1] if report.result is not None else []
     known = [report.index, *(int(v) for v in said if v.isascii() and v.isdigit() and len(v) <= 12)]
     return max(known) + 1

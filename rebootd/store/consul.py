@@ -1,7 +1,8 @@
 """The Consul side of the store: the port's calls on one Consul agent.
 
-Keys and transactions go through raw requests (an answer of 10,000 records is decoded by msgspec, and 409 has to be
-judged here); sessions and the catalog through py-consul's endpoints, except where they cannot say what is meant.
+Keys, transactions and the list of nodes go through raw requests (an answer of 10,000 records is decoded by msgspec, and
+409 has to be judged here); sessions and single nodes through py-consul's endpoints, except where they cannot say what
+is meant.
 """
 
 from __future__ import annotations
@@ -49,7 +50,15 @@ class _Pair(msgspec.Struct, rename="pascal"):
     lock_index: int = 0
 
 
+class _Listed(msgspec.Struct, rename="pascal"):
+    node: str
+    address: str = ""
+    meta: msgspec.Raw = msgspec.Raw()
+
+
 _PAIRS = msgspec.json.Decoder(list[_Pair])
+_NODES = msgspec.json.Decoder(list[_Listed])
+_META = msgspec.json.Decoder(dict[str, str] | None)
 
 
 class ConsulStore:
@@ -196,9 +205,11 @@ class ConsulStore:
 
     async def nodes(self, *, timeout: float = 30.0) -> builtins.list[Node]:
         """The nodes of the catalog, with their meta."""
-        with within(timeout):
-            _, found = await self.client.catalog.nodes()
-        return [Node(name=one["Node"], address=one["Address"], meta=one["Meta"] or {}) for one in found or ()]
+        response = await self._read("/v1/catalog/nodes", [], timeout)
+        try:
+            return _nodes(_NODES.decode(response.body))
+        except msgspec.DecodeError as error:
+            raise Unreachable(f"an answer that cannot be read: {error}") from error
 
     async def close(self) -> None:
         """Ends every connection."""
@@ -253,6 +264,19 @@ def _entries(response: Response) -> list[Entry]:
     # Consul answers in the order of bytes already; sorting a sorted list costs next to nothing.
     entries.sort(key=lambda entry: entry.key)
     return entries
+
+
+def _nodes(found: list[_Listed]) -> list[Node]:
+    # Many nodes have the same meta: each is decoded and kept once, which is megabytes in a large fleet.
+    metas: dict[bytes, dict[str, str]] = {b"": {}}
+    nodes = []
+    for one in found:
+        raw = bytes(one.meta)
+        meta = metas.get(raw)
+        if meta is None:
+            meta = metas[raw] = _META.decode(raw) or {}
+        nodes.append(Node(name=one.node, address=one.address, meta=meta))
+    return nodes
 
 
 def _session(one: dict[str, Any]) -> Session:

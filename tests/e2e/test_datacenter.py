@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ POLICY = """
 gates:
   - name: consul-servers
     kind: consul-quorum
+    max_age: 8s
 deadlines: {rebooting: 25s}
 settle: 5s
 failure_budget: 1
@@ -199,14 +201,19 @@ def test_a_rack_loses_power_in_a_cycle(desk: Desk) -> None:
     faults.lose_power(desk.box, dark)
     time.sleep(10)
     desk.box.on(*dark)
-    at = time.monotonic()
-    desk.until(lambda: desk.states() and all(desk.states()[h] == "in-service" for h in dark), "the rack", 120)
-    figure("a rack without power for 10 s", f"in service {time.monotonic() - at:.1f} s after power returned")
+    at = time.time()
+
+    def enabled() -> list[float]:
+        return [e.time for e in desk.events() if e.machine in dark and e.to == "in-service" and e.time > at]
+
+    desk.until(lambda: len(enabled()) >= len(dark), "the rack to be back", 120)
+    figure("a rack without power for 10 s", f"in service {max(enabled()) - at:.1f} s after power returned")
     desk.done("rack-dark", 300)
     desk.in_service(60)
     assert truth.breaches(desk.box.plan, desk.box.notes(), desk.events(), start) == []
-    counted = truth.reboots(desk.box.plan, desk.box.notes(), start)
-    assert set(counted.values()) == {1}, counted
+    # A boot after the start of the cycle is what the cycle is for, whoever caused it: nobody boots a second time.
+    booted = Counter(down.host for down in truth.downs(desk.box.plan, desk.box.notes(), start))
+    assert booted == {host.name: 1 for host in desk.box.plan.machines}
 
 
 def test_a_host_that_never_returns_is_quarantined(desk: Desk) -> None:

@@ -397,6 +397,8 @@ class Checks:
         self.counts["requests"] += 1
         if path.endswith("/report"):
             self._heard(station, path)
+        else:
+            self._permit_asked(msgspec.json.decode(body, type=PermitRequest))
 
     def on_reply(self, box: Box, station: Station, path: str, body: bytes, reply: Reply) -> None:
         """A daemon answers."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+PREFIX = "rebootd-box-"
 
 
 def hierarchies() -> list[Path]:
@@ -45,6 +47,15 @@ def remove(box: str) -> list[Path]:
         if top.exists():
             left.append(top)
     return left
+
+
+def sweep(older: float = 3600.0) -> None:
+    """Removes what boxes left that were killed before they could clean up. Cgroups in use cannot be removed."""
+    for hierarchy in hierarchies():
+        for left in hierarchy.glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > older:
+                    remove(left.name)
 
 
 def processes(box: str) -> list[int]:

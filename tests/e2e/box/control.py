@@ -44,6 +44,7 @@ class Box:
     def build(cls, folder: Path, plan: BoxPlan, one_file: Path | None = None) -> Box:
         """Lays out the hosts' files in an empty folder. Raises ``NoBoxError``."""
         base = rootfs.make()
+        cgroups.sweep()
         (folder / "log").mkdir(parents=True)
         everywhere = folder / "layers" / "all"
         layers.common(everywhere)
@@ -54,7 +55,7 @@ class Box:
             consul.install(layer, plan, host)
             lb.install(layer, host)
             agents.install(layer, plan, host)
-        name = f"rebootd-box-{uuid.uuid4().hex[:8]}"
+        name = f"{cgroups.PREFIX}{uuid.uuid4().hex[:8]}"
         setup = Setup(box=name, plan=plan, rootfs=str(base), binds=tuple(binds))
         (folder / "setup.json").write_bytes(msgspec.json.encode(setup))
         return cls(folder)

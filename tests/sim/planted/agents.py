@@ -88,8 +88,8 @@ def _boots_into_service() -> Patches:
 
     real = boot.new_boot
 
-    def eager(record: Any, boot_id: str, now: float) -> Any:
-        return {**real(record, boot_id, now), "in_service": True}
+    def eager(*args: Any, **named: Any) -> Any:
+        return {**real(*args, **named), "in_service": True}
 
     return [mock.patch.object(boot, "new_boot", eager)]
 

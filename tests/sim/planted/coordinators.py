@@ -105,16 +105,6 @@ def _always_speaks() -> Patches:
     return [mock.patch.object(Leadership, "may_speak", lambda self: True)]
 
 
-def _foreign_is_ours() -> Patches:
-    from rebootd.core.model import RackLock
-
-    def blind(self: Any, rack: str) -> RackLock:
-        holder = self.lock_holders.get(rack, "")
-        return RackLock(holder="ours", session=holder) if holder else RackLock()
-
-    return [mock.patch.object(fleet.Fleet, "rack_lock", blind)]
-
-
 def _locks_kept() -> Patches:
     from rebootd.core import decide
 
@@ -139,7 +129,6 @@ ALL = (
     Planted("observations-kept", "what machines told an earlier leader counts for the next", _kept_observations),
     Planted("locks-dropped-at-failover", "a new leader ends the sessions of the rack locks", _locks_dropped),
     Planted("deposed-leader-speaks", "a leader that was not proved to lead answers all the same", _always_speaks, "everything"),
-    Planted("foreign-lock-is-ours", "whoever holds a rack's lock is taken for us", _foreign_is_ours, "operators"),
     Planted("locks-never-released", "racks stay locked for ever", _locks_kept),
     Planted("cycles-not-loaded", "a new leader knows no cycles", _halt_unwatched, "processes"),
 )

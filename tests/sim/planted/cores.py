@@ -164,7 +164,7 @@ def _no_reasons() -> Patches:
 
 
 def _no_deadlines() -> Patches:
-    return [mock.patch.object(settle, "overdue", lambda *_: "")]
+    return [mock.patch.object(settle, "overdue", lambda *_: 0.0)]
 
 
 def _no_enable() -> Patches:
