@@ -6,7 +6,7 @@
 #
 # Two services, on purpose. `rebootd` is what agents look for; each daemon registers it itself, because the session that
 # makes it leader hangs on that registration's check (docs/decisions.md). `rebootd-http` below is Nomad's: it decides
-# whether a deployment is healthy and where metrics are scraped. So neither writes over the other.
+# whether a deployment is healthy. So neither writes over the other. Metrics are scraped from `rebootd` (docs/monitoring.md).
 #
 # The policy is not in here: it is in Consul (`rebootctl policy apply`), so that changing it restarts nothing.
 
@@ -220,8 +220,6 @@ job "rebootd" {
     service {
       name = "${var.service}-http"
       port = "http"
-      tags = ["metrics"]
-
       check {
         name     = "answers"
         type     = "http"

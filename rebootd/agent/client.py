@@ -178,11 +178,14 @@ class Coordinators:
             if tried.get(at):
                 raise _NextError(f"redirects to {at}, which failed")
             status, headers, data = await self._send(at, path, body, timeout, tried, trusted=trusted)
+            if status == 401 and not trusted:
+                raise _NextError("asks for the token, and discovery does not name it")
             if status not in (307, 308):
                 result = self._judge(status, headers, data, answer)
                 self.leader = at if trusted else ""
                 return result
-            at, trusted = self._redirected(at, headers.get("Location", ""))
+            at = self._redirected(at, headers.get("Location", ""))
+            trusted = await self._trusts(at)
         raise _NextError(f"more than {HOPS} redirects")
 
     async def _send(
@@ -217,7 +220,8 @@ class Coordinators:
             raise _DEFINITE[status](problem.error)
         raise _NextError(f"HTTP {status}: {problem.error}", _retry_after(headers))
 
-    def _redirected(self, at: str, location: str) -> tuple[str, bool]:
+    @staticmethod
+    def _redirected(at: str, location: str) -> str:
         try:
             target, here = URL(location), URL(at)
             target = here.join(target)
@@ -227,12 +231,20 @@ class Coordinators:
         if target.scheme not in ("http", "https") or not target.host or not port:
             raise _NextError(f"redirects to {location[:100]!r}")
         host = f"[{target.host}]" if ":" in target.host else target.host
-        url = f"{target.scheme}://{host}:{port}"
-        # The token goes to hosts that discovery names, never to whatever an answer points at.
-        trusted = url in self._known or url in self._settings.coordinators
-        if not trusted and self._token:
+        return f"{target.scheme}://{host}:{port}"
+
+    async def _trusts(self, url: str) -> bool:
+        """The token goes to hosts that discovery names, never to whatever an answer points at."""
+        if url in self._known or url in self._settings.coordinators:
+            return True
+        # What is known may be from long ago: a leader that was not up then is named by now.
+        async for urls in self._find():
+            self._known = list(dict.fromkeys([*self._known, *urls]))
+            if url in urls:
+                return True
+        if self._token:
             _log.warning("redirected to a host that discovery does not name; asked without the token", url=url)
-        return url, trusted
+        return False
 
 
 def read_token(path: str, otherwise: str = "") -> str:

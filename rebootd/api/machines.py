@@ -51,6 +51,9 @@ async def _report(request: web.Request) -> web.StreamResponse:
 async def _read_report(request: web.Request) -> Report:
     report = decode(_reports, await read(request, MAX_REPORT))
     _check_name(request, report.name)
+    # Records keep the last boot_ids, and must stay small.
+    parse_token(report.boot_id, "boot_id")
+    parse_token(report.machine_id, "machine_id")
     if not 0 <= report.index < LARGEST:
         raise InvalidInput("index", report.index, "the index of the last answer, or 0")
     if not 0 <= report.wait <= 3600:

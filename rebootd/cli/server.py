@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -22,6 +21,7 @@ from rebootd import __version__
 from rebootd.agent.notify import Notifier
 from rebootd.api.app import make_app
 from rebootd.api.listen import Listen, Serving, parse_listen, serve
+from rebootd.cli import collector
 from rebootd.consul.client import Consul
 from rebootd.consul.health import HealthThread
 from rebootd.consul.leadership import Candidate
@@ -141,7 +141,7 @@ def command(
             gate_tokens=_folder("gate-tokens", gate_tokens),
         )
         log_to_stderr(log_format, log_level)
-        _spare_collector()
+        collector.spare()
         asyncio.run(_serve(settings, Notifier(os.environ)))
     except (RebootdError, OSError) as error:
         click.echo(f"rebootd server: {error}", err=True)
@@ -158,17 +158,6 @@ def _file(field: str, path: Path | None) -> Path | None:
     if path is not None and not path.is_file():
         raise InvalidInput(field, str(path), "a file that exists")
     return path
-
-
-def _spare_collector() -> None:
-    """Lets the cyclic garbage collector run seldom.
-
-    Connections and records die by reference count. With Python's own thresholds the collector looks at every object of
-    ten thousand connections again and again while they call in: 100 s of a boot storm, in pauses of up to 2 s [measured].
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 def _prefix(text: str) -> str:
@@ -211,8 +200,8 @@ async def _serve(settings: ServerSettings, notifier: Notifier) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     registry = CollectorRegistry()
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=registry)
+    for kind in (ProcessCollector, PlatformCollector, GCCollector):
+        kind(registry=registry)
     metrics = Metrics(registry)
     if settings.memory_nodes is not None:
         await _serve_memory(settings, settings.memory_nodes, metrics, notifier, stop)
@@ -275,7 +264,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
         daemon = office.daemon = _daemon(
             settings, store, candidate, metrics, registration.session_checks, election_store, eyes
         )
-        await _until(stop, daemon, services.run(), health.run(), notifier.watchdog())
+        await _until(stop, daemon, services.run(), health.run(), notifier.watchdog(), collector.now_and_then())
         try:
             await services.deregister()
         except RebootdError as error:

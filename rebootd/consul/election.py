@@ -159,7 +159,7 @@ class Election:
         if entry is not None and holder:
             try:
                 leader = msgspec.json.decode(entry.value, type=LeaderInfo)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 log.error("leader-key-unreadable", key=self._key, error=str(error))
         if (holder, leader) == (self._holder, self._leader):
             return

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from rebootd.coordinator.records import T, decode
 from rebootd.core.durations import Durations
 from rebootd.core.errors import InvalidInput
+from rebootd.core.inputs import rack_name
 from rebootd.core.model import (
     Aside,
     Cycle,
@@ -30,6 +32,7 @@ from rebootd.core.model import (
 )
 from rebootd.core.policy import DEFAULT_POLICY, parse_policy
 from rebootd.core.power import STATES, controller
+from rebootd.core.selectors import parse_selector
 from rebootd.core.wire import DirectiveKind
 
 if TYPE_CHECKING:
@@ -40,6 +43,10 @@ if TYPE_CHECKING:
     from rebootd.core.policy import Policy
     from rebootd.core.wire import PermitRequest, Report
     from rebootd.store.port import Entry, Node, Session
+
+LOCK_RETRY = 1.0
+"""Seconds between two attempts at a rack's lock that was refused."""
+DELAYED = RackLock(holder="other", session="that has ended; its lock-delay is not over")
 
 
 class Fleet:
@@ -60,6 +67,7 @@ class Fleet:
         self.asides: dict[str, Aside] = {}
         self.rack_records: dict[str, RackRecord] = {}
         self.lock_holders: dict[str, str] = {}
+        self._refused_locks: dict[str, float] = {}
         self.sessions: dict[str, Session] = {}
         self.observed: dict[str, Observation] = {}
         self.asking: dict[str, PermitRequest] = {}
@@ -172,7 +180,8 @@ class Fleet:
             holds.pop(name, None)
             return
         try:
-            holds[name] = decode(entry.value, Hold)
+            # Where it stands is what it holds: so the reason says what is to be released.
+            holds[name] = replace(decode(entry.value, Hold), kind=kind, name=name)
         except msgspec.MsgspecError:
             # Whatever stands there, somebody wanted a hold: what is unknown is not safe.
             reason = entry.value.decode(errors="replace")[:200]
@@ -183,7 +192,10 @@ class Fleet:
             self.power.pop(name, None)
             return
         try:
-            self.power[name] = decode(entry.value, PowerCycle)
+            power = decode(entry.value, PowerCycle)
+            if power.machine != name:
+                raise msgspec.ValidationError(f"the machine inside is {power.machine!r}")
+            self.power[name] = power
         except msgspec.MsgspecError as error:
             # It may have been sent: what is unknown is not safe, so this boot is not power-cycled (again).
             machine, said = self.machines.get(name), f"its record cannot be read: {error}"
@@ -222,7 +234,7 @@ class Fleet:
             else:
                 self.lock_holders.pop(rack, None)
         elif what == "record":
-            self.faults.pop(f"rack {rack}", None)
+            self.alarms.pop(f"rack {rack}", None)
             if entry is None:
                 self.rack_records.pop(rack, None)
                 return
@@ -259,7 +271,7 @@ class Fleet:
         is gone for that.
         """
         nodes = list(nodes)
-        self.catalog = {n.name: n.meta.get("rack", "") for n in nodes}
+        self.catalog = {n.name: rack_name(n.meta.get("rack", "")) for n in nodes}
         self.addresses = {n.address: n.name for n in nodes if n.address}
         missing = [name for name in self.machines if name not in self.catalog]
         if len(missing) * 2 > len(self.machines) and len(missing) > 1:
@@ -289,6 +301,16 @@ class Fleet:
         session = self.sessions.get(holder)
         return RackLock(holder="other", session=holder, node=session.node if session else "")
 
+    def lock_refused(self, rack: str, now: float) -> None:
+        """The store refused us the rack's lock a moment ago."""
+        self._refused_locks[rack] = now
+
+    def _rack_locks(self, now: float) -> dict[str, RackLock]:
+        """Every lock that is known. What is refused though nobody holds it is in its lock-delay: locked by others."""
+        self._refused_locks = {r: at for r, at in self._refused_locks.items() if abs(now - at) < LOCK_RETRY}
+        delayed = {r: DELAYED for r in self._refused_locks if r not in self.lock_holders}
+        return {rack: self.rack_lock(rack) for rack in {*self.lock_holders, *self.rack_records}} | delayed
+
     def _controllers(self) -> dict[str, tuple[str, str]]:
         """Where the machines that may need it can be power-cycled."""
         if not self.can_power or not self.policy.failures.power.address:
@@ -309,7 +331,6 @@ class Fleet:
         self, *, now: float, epoch: int, leading_since: float, clock_skew: float, leader_node: str
     ) -> Snapshot:
         """An immutable picture of now. Dicts are copied, records are shared (they are frozen)."""
-        racks = {*self.lock_holders, *self.rack_records}
         return Snapshot(
             now=now,
             epoch=epoch,
@@ -321,7 +342,7 @@ class Fleet:
             rack_holds=dict(self.rack_holds),
             windows=tuple(self.windows.values()),
             halt=self.halt,
-            racks={rack: self.rack_lock(rack) for rack in racks},
+            racks=self._rack_locks(now),
             asking=dict(self.asking),
             asides=dict(self.asides),
             conflicts=dict(self.conflicts),
@@ -357,8 +378,21 @@ def _put(fleet: Fleet, where: dict[str, T], name: str, entry: Entry | None, kind
         where.pop(name, None)
         return
     try:
-        where[name] = decode(entry.value, kind)
-    except msgspec.MsgspecError as error:
+        where[name] = _checked(decode(entry.value, kind), name)
+    except (msgspec.MsgspecError, InvalidInput) as error:
         # An unreadable cycle or window gives nobody leave to go: it is as if it were not there.
         where.pop(name, None)
         fleet.alarms[what] = f"the record of {what} cannot be read: {error}"
+
+
+def _checked(record: T, name: str) -> T:
+    """The record, if its words can be used. Raises ``msgspec.ValidationError`` or InvalidInput."""
+    inside = getattr(record, "id", name)
+    if inside != name:
+        # Its next write would go to the other key, again and again.
+        raise msgspec.ValidationError(f"the id inside is {inside!r}")
+    if isinstance(record, Cycle):
+        parse_selector(record.selector)
+        if record.target:
+            parse_selector(record.target, "target")
+    return record

@@ -53,6 +53,8 @@ PIECE = 256
 """Steps that are planned, committed and told together: enough to fill the writer's transactions under way."""
 LANDERS = 2
 SKEW_EVERY = 5.0
+VAIN = 5
+"""Ticks in a row whose every write was refused, after which the next ones take their time."""
 DENIED_RETRY = 10.0
 """Seconds after which writes that the store denied are tried again."""
 
@@ -103,6 +105,7 @@ class Leader:
         self.forecasts = Forecasts(self.snapshot, self.apply)
         self._waiting = Waiting()
         self._dirty = asyncio.Event()
+        self._vain = 0
         self._decision = Decision()
         self._since = 0.0
         self._skew = 0.0
@@ -188,6 +191,9 @@ class Leader:
                     await self._dirty.wait()
             except TimeoutError:
                 pass
+            if self._vain > VAIN:
+                # What is refused again and again must not become a storm of writes.
+                await asyncio.sleep(self._settings.tick)
             self._dirty.clear()
             self._waiting.begin_tick()
             try:
@@ -214,6 +220,7 @@ class Leader:
         work = self._planner.plan(decision, snapshot.now)
         tried, dropped = await self._land_all(chain(work, self._history.due(snapshot.now, self.epoch)))
         self.reception.answer_permits(snapshot, decision, dropped)
+        self._vain = self._vain + 1 if tried and len(dropped) == tried else 0
         if len(dropped) < tried:
             # What landed may have made room: look again at once.
             self._dirty.set()
@@ -238,11 +245,11 @@ class Leader:
         return tried, dropped
 
     async def _land(self, work: Sequence[Work]) -> dict[str, str]:
-        """Commits; returns what was dropped or blocked, by machine name ("" for others), with the reason."""
+        """Commits; returns what was dropped or blocked, by machine name (or a key of it), with the reason."""
         outcomes = await self._writer.commit([w.step for w in work])
         dropped: dict[str, str] = {}
         for w, outcome in zip(work, outcomes, strict=True):
-            name = w.machine.name if w.machine is not None else ""
+            name = w.machine.name if w.machine is not None else w.keys[0]
             if isinstance(outcome, Committed):
                 self._took_place(w, outcome.indexes)
                 if 0 in outcome.indexes.values():
@@ -252,12 +259,18 @@ class Leader:
                 dropped[name] = f"the store refused it: {why}"
                 log.warning("step-dropped", machine=name, why=why)
                 await self._reload(w)
+                if w.lock and any(f.reason == "locked" for f in outcome.failed):
+                    self.fleet.lock_refused(w.lock, self._wall())
+                if w.lock:
+                    # The spare may be what was refused: its session can have been ended by somebody.
+                    await self._locks.drop(w.session)
             else:
                 dropped[name] = f"blocked: {outcome.reason}"
                 self._denied_at = asyncio.get_running_loop().time()
                 self.fleet.faults["denied"] = f"the store denies our writes: {outcome.reason}"
                 log.error("store-denied", machine=name, why=outcome.reason)
-                self._locks.reuse(w.session if w.lock else "")
+                # What may have landed all the same is left to the next leader.
+                self._locks.reuse(w.session if w.lock and outcome.settled else "")
         if len(dropped) < len(work):
             self.fleet.faults.pop("denied", None)
         return dropped
@@ -283,9 +296,6 @@ class Leader:
         """Reads again what a dropped step had wrong; a record that was edited by hand is taken as it is."""
         for key in dict.fromkeys(work.keys):
             await self._follower.read_again(key)
-        if work.lock:
-            # The spare may be what was refused: its session can have been ended by somebody.
-            await self._locks.drop(work.session)
         self._dirty.set()
 
     def _seal(self, steps: Sequence[Step]) -> Op | None:

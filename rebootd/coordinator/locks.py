@@ -36,6 +36,7 @@ class RackLocks:
         self._node = node
         self._new_id = new_id
         self._spare = ""
+        self._left: list[str] = []
         self._ready = False
 
     async def prepare(self) -> None:
@@ -48,6 +49,9 @@ class RackLocks:
                 await self._store.ensure_lock_node(self._node)
                 await self._collect()
                 self._ready = True
+            while self._left:
+                await self._store.destroy_session(self._left[-1])
+                self._left.pop()
             if not self._spare:
                 self._spare = await self._store.create_session(self._name, node=self._node)
         except StoreError as error:
@@ -97,9 +101,11 @@ class RackLocks:
         ]
 
     def reuse(self, session: str) -> None:
-        """A session that holds nothing any more: kept as the spare, or left to be collected."""
+        """A session that holds nothing any more: kept as the spare, or ended before long."""
         if session and not self._spare:
             self._spare = session
+        elif session:
+            self._left.append(session)
 
     async def drop(self, session: str) -> None:
         """Ends a session that no record names."""

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from rebootd.core.directives import BUSY_WAIT, directive_for, longest_wait
 from rebootd.core.errors import NotLeader, Refused
+from rebootd.core.inputs import rack_name
 from rebootd.core.model import Event, Refusal, State
 from rebootd.core.quiet import quiet
 from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
@@ -78,8 +79,10 @@ class Reception:
         rack = self._fleet.catalog.get(name)
         if rack is None:
             rack = await self._catalog_rack(name)
-        if rack and rack != report.rack:
-            # The catalog's node meta wins over what the agent believes.
+            self._require(leadership)
+        # The catalog's node meta wins over what the agent believes.
+        rack = rack or rack_name(report.rack)
+        if rack != report.rack:
             report = replace(report, rack=rack)
         self._accept(report.name, report.machine_id, report.boot_id)
         now = self._wall()

@@ -18,7 +18,11 @@ def encode(record: msgspec.Struct) -> bytes:
 
 def decode(value: bytes, kind: type[T]) -> T:
     """Raises ``msgspec.MsgspecError`` (it says where) when ``value`` is not such a record."""
-    return msgspec.json.decode(value, type=kind)
+    try:
+        return msgspec.json.decode(value, type=kind)
+    except (UnicodeDecodeError, RecursionError) as error:
+        # Bytes that are no text and brackets without end are none of msgspec's own errors.
+        raise msgspec.DecodeError(str(error)) from error
 
 
 class Keys:

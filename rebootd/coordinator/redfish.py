@@ -129,7 +129,7 @@ async def _call(
         return {}
     try:
         said = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _NoSuchThing(f"{url} answered no JSON: {error}") from None
     return said if isinstance(said, dict) else {}
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Coroutine
 
 
 class Waiting:
@@ -20,13 +20,13 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._parked)
 
-    async def park(self, name: str, seconds: float) -> None:
+    def park(self, name: str, seconds: float) -> Coroutine[object, object, None]:
         """Returns when the machine is woken, or after ``seconds``."""
-        await _wait(self._parked, name, seconds)
+        return _wait(self._parked, name, seconds)
 
-    async def next_tick(self, name: str, seconds: float) -> None:
+    def next_tick(self, name: str, seconds: float) -> Coroutine[object, object, None]:
         """Returns when a tick that began after now has judged the machine and committed, or after ``seconds``."""
-        await _wait(self._next, name, seconds)
+        return _wait(self._next, name, seconds)
 
     def begin_tick(self) -> None:
         """The requests that came until now will be answered by this tick."""

@@ -77,7 +77,9 @@ class Planner:
         work += [self._cycle(cycle, event) for cycle, event in decision.cycles]
         work += [self._power(step) for step in decision.power]
         work += [self._gone(fleet_key) for fleet_key in decision.prune]
-        return chain(work, (self._machine(s, now) for s in plain))
+        # A record that was read anew meanwhile is not what was decided on.
+        machines = self._fleet.machines
+        return chain(work, (self._machine(s, now) for s in plain if machines.get(s.name) is s.before))
 
     def change(self, change: Change, now: float) -> Work:
         """An operator's change as one piece of work."""

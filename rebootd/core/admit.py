@@ -268,7 +268,7 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
         if not rack:
             rackless = Blocker(
                 kind="no-rack",
-                what="its rack is unknown, so nobody can tell what goes down with it",
+                what="its rack is unknown (or not of A-Z a-z 0-9 . _ -), so nobody can tell what goes down with it",
                 since=0.0,
                 clears="whoever sets `rack` in its Consul node meta",
             )

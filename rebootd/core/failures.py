@@ -51,9 +51,14 @@ def again(policy: Policy, machine: Machine, what: str, now: float) -> Retry | No
     return Retry(what, machine.cycle, attempts + 1, now + rule.after)
 
 
-def _waits_for_retry(machine: Machine, cycle: str, now: float) -> Blocker | None:
+def ahead(retry: Retry, policy: Policy, now: float) -> bool:
+    """Whether the retry's time is still to come. More than the pause is the stamp of a clock that was ahead."""
+    return 0 < retry.at - now <= policy.failures.retry.after
+
+
+def _waits_for_retry(machine: Machine, cycle: str, policy: Policy, now: float) -> Blocker | None:
     retry = machine.retry
-    if retry is None or retry.what != DRAIN or retry.cycle != cycle or now >= retry.at:
+    if retry is None or retry.what != DRAIN or retry.cycle != cycle or not ahead(retry, policy, now):
         return None
     return Blocker(
         kind="retry",
@@ -102,7 +107,7 @@ def held_back(view: View, machine: Machine, cycle: Cycle | None) -> tuple[Blocke
     """What earlier failures keep this machine from; ``cycle`` None is a hold, which only waits for a retry."""
     if not view.may_hold_back(machine):
         return ()
-    waiting = _waits_for_retry(machine, cycle.id if cycle is not None else "", view.now)
+    waiting = _waits_for_retry(machine, cycle.id if cycle is not None else "", view.snapshot.policy, view.now)
     out = [] if waiting is None else [waiting]
     if cycle is None:
         return tuple(out)

@@ -142,6 +142,11 @@ def parse_name(value: object, field: str) -> str:
     return value
 
 
+def rack_name(value: str) -> str:
+    """``value`` if it is a name, else ``""``: a rack that nobody could hold or unlock is as good as unknown."""
+    return value if len(value) <= MAX_NAME and _NAME.fullmatch(value) and value.strip(".") else ""
+
+
 def parse_token(value: object, field: str) -> str:
     """An opaque identifier (boot_id, machine-id, nonce, directive id): printable ASCII without spaces."""
     if not isinstance(value, str) or len(value) > MAX_TOKEN or not _TOKEN.fullmatch(value):

@@ -206,13 +206,19 @@ class Capacity:
             return False
         if after.state in WORKING and after.rack:
             self.open.setdefault(after.rack, f"{after.name} is {after.state.value}")
-        if before is not None and not available(self._snapshot, before):
-            return False
-        self.lost[after.name] = after.since
-        rack = self.racks.get(after.rack)
-        for tally in (*((rack,) if rack is not None else ()), *self.limits_of(after)):
-            tally.lost(after.name, after.since)
-        return True
+        away = before is not None and not available(self._snapshot, before)
+        # Who was away before may come back with another rack or other labels: it counts there now, too.
+        counted = self._tallies(before) if before is not None and away else ()
+        if not away:
+            self.lost[after.name] = after.since
+        for tally in self._tallies(after):
+            if not any(tally is known for known in counted):
+                tally.lost(after.name, after.since)
+        return not away
+
+    def _tallies(self, machine: Machine) -> tuple[Tally, ...]:
+        rack = self.racks.get(machine.rack)
+        return (*((rack,) if rack is not None else ()), *self.limits_of(machine))
 
     def add(self, machine: Machine) -> None:
         """Counts a machine that this decision takes out."""

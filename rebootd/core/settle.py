@@ -14,7 +14,7 @@ from rebootd.core.advance import at_target, pending, transition_event, with_rebo
 from rebootd.core.decision import Guard, Lane, directive_id
 from rebootd.core.directives import step_of
 from rebootd.core.emergency import emergency_note
-from rebootd.core.failures import CHECKS, DRAIN, again, clock, undone
+from rebootd.core.failures import CHECKS, DRAIN, again, ahead, clock, undone
 from rebootd.core.hearing import facts_of, hear, speaks_for
 from rebootd.core.limits import unheard
 from rebootd.core.model import Blocker, Machine, Observation, Permit, State
@@ -276,7 +276,7 @@ def _verifying(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
 def _checks_failed(walk: Walk, detail: str) -> tuple[Blocker, ...]:
     """Failed checks are judged once more after a pause (the agent repeats them by itself), then they count."""
     m, retry = walk.machine, walk.machine.retry
-    if retry is None or retry.what != CHECKS or walk.now >= retry.at:
+    if retry is None or retry.what != CHECKS or not ahead(retry, walk.view.snapshot.policy, walk.now):
         retry = again(walk.view.snapshot.policy, m, CHECKS, walk.now)
         if retry is None:
             walk.fail(Happening.VERIFY_FAILED, "checks after boot failed", detail)

@@ -85,7 +85,9 @@ def overdue(view: View, m: Machine) -> float:
         limit += view.snapshot.policy.soak
     if limit is None:
         return 0.0
-    return max(0.0, view.now - max(m.since, view.snapshot.leading_since) - limit)
+    # A stamp from the future was written by a leader whose clock was ahead: it would never be over.
+    began = max(m.since, view.snapshot.leading_since) if m.since <= view.now else view.snapshot.leading_since
+    return max(0.0, view.now - began - limit)
 
 
 def step(walk: Walk) -> MachineStep | None:

@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from rebootd.core.errors import Conflict, Denied, Failed, FenceLost, OutcomeUnknown, TooLarge, Unreachable
+from rebootd.core.errors import Conflict, Denied, Failed, FenceLost, OutcomeUnknown, Refused, TooLarge, Unreachable
 from rebootd.store.port import MAX_BODY, MAX_OPS, CheckSession, Delete, Entry, Op, Set, Store
 from rebootd.store.writer_proof import is_dead, looks_landed, witnesses
 from rebootd.store.writer_steps import (
@@ -79,7 +79,9 @@ SEAL_TRIES = 3
 
 log = structlog.get_logger(__name__)
 
-Refusal = Conflict | Denied | TooLarge
+Refusal = Conflict | Denied | TooLarge | Refused
+_UNFIT = (TooLarge, Refused)
+"""The store takes no such request: found out which step it is by halves, and that one is dropped."""
 _WITH_CAS = (Set, Delete)
 
 
@@ -200,10 +202,10 @@ class FencedWriter:
             doubt = doubt or unknown
             if isinstance(answer, dict):
                 return _committed(items, answer)
-            if isinstance(answer, TooLarge) and len(items) > 1:
+            if isinstance(answer, _UNFIT) and len(items) > 1:
                 await self._drive(items[: len(items) // 2], doubt)
                 return await self._drive(items[len(items) // 2 :], doubt)
-            failed = () if isinstance(answer, TooLarge) else answer.failed
+            failed = () if isinstance(answer, _UNFIT) else answer.failed
             if self._lost(failed):
                 return None
             dropped = blame(items, failed)
@@ -244,7 +246,7 @@ class FencedWriter:
                 unknown, outcome = True, "unknown"
             except Unreachable:  # not even sent
                 outcome = "unsent"
-            except (Conflict, Denied, TooLarge) as refusal:
+            except (Conflict, Denied, TooLarge, Refused) as refusal:
                 answer, outcome = refusal, _OUTCOMES[type(refusal)]
             if self._on_commit:
                 self._on_commit(clock() - began, len(ops), outcome)
@@ -306,7 +308,7 @@ class FencedWriter:
                 attempt += 1
 
 
-_OUTCOMES = {Conflict: "refused", Denied: "denied", TooLarge: "too-large"}
+_OUTCOMES = {Conflict: "refused", Denied: "denied", TooLarge: "too-large", Refused: "refused"}
 
 
 def _committed(items: Sequence[Item], indexes: dict[str, int]) -> None:
@@ -318,7 +320,7 @@ def _sort_out(
     items: list[Item], answer: Refusal, dropped: dict[Item, list[Failed]], *, settled: bool, sealed: bool
 ) -> list[Item]:
     """Gives refused steps their outcome; returns the others, to be sent again."""
-    failed = () if isinstance(answer, TooLarge) else answer.failed
+    failed = () if isinstance(answer, _UNFIT) else answer.failed
     if isinstance(answer, Denied) and not failed:
         failed = (Failed(0, "denied", str(answer)),)
     if failed and failed[0].index == 0:

@@ -44,7 +44,7 @@ def write_id(value: bytes) -> str:
     """The write id inside a JSON record, or ""."""
     try:
         return _decoder.decode(value).write_id
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
 

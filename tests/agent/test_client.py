@@ -89,6 +89,31 @@ async def test_token_is_not_sent_where_discovery_does_not_point(servers: list[Se
     await ours.close()
 
 
+async def test_a_new_leader_that_was_not_there_before_is_looked_up(servers: list[Server], tmp_path: Path) -> None:
+    """Found in the box: after a power loss one daemon booted later than the agents, and led them at last."""
+    old, new, _ = servers
+    found = [[old.url]]
+    coordinators = client(found, tmp_path)
+    await coordinators.report("m", REPORT)
+    found[:] = [[old.url, new.url]]
+    old.redirect(new.url)
+    assert await coordinators.report("m", REPORT) == Answer(index=3, epoch=1, state="in-service")
+    assert new.asked == ["Bearer s3cret"]
+    assert coordinators.leader == new.url
+    await coordinators.close()
+
+
+async def test_a_refusal_where_no_token_was_shown_is_not_the_last_word(servers: list[Server], tmp_path: Path) -> None:
+    old, stranger, good = servers
+    coordinators = client([[old.url], [good.url]], tmp_path)
+    old.redirect(stranger.url)
+    stranger.respond = lambda: problem(401)
+    await coordinators.report("m", REPORT)
+    assert stranger.asked == [""]
+    assert coordinators.leader == good.url
+    await coordinators.close()
+
+
 async def test_loops_and_dead_instances_do_not_stop_the_search(servers: list[Server], tmp_path: Path) -> None:
     one, two, good = servers
     one.redirect(two.url)

@@ -147,7 +147,7 @@ async def test_the_mark_without_python(dev_consul: Agent, tmp_path: Path) -> Non
 
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("cat", "sed", "sleep", "wget", "printf"):
+    for name in ("cat", "sed", "sleep", "wget", "mktemp", "rm"):
         (tools / name).symlink_to(str(shutil.which(name)))
     (tmp_path / "boot_id").write_text("b1\n")
     try:

@@ -11,6 +11,7 @@ import sys
 import msgspec
 from aiohttp import web
 
+from rebootd.cli import collector
 from rebootd.core.wire import Answer, Directive, DirectiveKind, Report
 
 BACKLOG = 4096
@@ -46,4 +47,5 @@ async def _serve(port: int) -> None:
 
 
 if __name__ == "__main__":
+    collector.spare()  # the daemon has it too: what is compared is the work, not Python's collector
     asyncio.run(_serve(int(sys.argv[1])))

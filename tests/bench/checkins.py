@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-import statistics
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.bench.crowd import Crowd, Load
 from tests.bench.figures import Figure, percentile
 from tests.bench.fleet import bare, fleet
 
+if TYPE_CHECKING:
+    from tests.bench.fleet import Process
+
 SHARE = 0.5
 RACKS = 10
 
 
+class _Turn(NamedTuple):
+    rate: float
+    cpu: float
+    """Seconds of the server's CPU for one check-in."""
+
+
 def run(machines: int = 200, rounds: int = 5, seconds: float = 2.5, connections: int = 32) -> list[Figure]:
     """Idle re-reports of known machines in service; leader and bare handler in turns, the median of the ratios."""
+    ours, theirs = [], []
     with fleet(machines, RACKS) as found, Crowd(machines) as crowd, bare(found.folder) as plain:
         leader = found.start()
         crowd.order("meet", host="127.0.0.1", port=leader.port)
         crowd.order("storm", reboot=True, checked=True)
-        ours, theirs = [], []
         for number in range(-1, rounds):
-            pair = []
-            for port in (plain, leader.port):
-                crowd.order("meet", host="127.0.0.1", port=port)
-                loads: list[Load] = crowd.order("check_in", connections=connections, seconds=seconds)
-                pair.append(sum(load.answered / load.seconds for load in loads))
+            b = _turn(crowd, plain.port, plain, connections, seconds)
+            a = _turn(crowd, leader.port, leader.process, connections, seconds)
             if number >= 0:  # the first pair warms both up
-                theirs.append(pair[0])
-                ours.append(pair[1])
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+                theirs.append(b)
+                ours.append(a)
+    ratios = [a.rate / b.rate for a, b in zip(ours, theirs, strict=True)]
     ratio = percentile(ratios, 0.5)
+    rates = [percentile([t.rate for t in turns], 0.5) for turns in (ours, theirs)]
+    cpus = [percentile([t.cpu for t in turns], 0.5) * 1e6 for turns in (ours, theirs)]
     return [
         Figure(
             what="check-ins at the leader: idle re-reports of machines in service",
-            value=f"{ratio:.2f} x ({statistics.median(ours):.0f} per second)",
-            beside=f"bare handler: {statistics.median(theirs):.0f} per second; "
-            f"{rounds} pairs in turns, {min(ratios):.2f} to {max(ratios):.2f}",
+            value=f"{ratio:.2f} x ({rates[0]:.0f} per second)",
+            beside=f"bare handler: {rates[1]:.0f} per second; {rounds} pairs in turns, {min(ratios):.2f} to "
+            f"{max(ratios):.2f}; CPU for each: {cpus[0]:.0f} and {cpus[1]:.0f} µs",
             limit=f"at least {SHARE}",
             met=ratio >= SHARE,
         )
     ]
+
+
+def _turn(crowd: Crowd, port: int, server: Process, connections: int, seconds: float) -> _Turn:
+    crowd.order("meet", host="127.0.0.1", port=port)
+    before = server.cpu()
+    loads: list[Load] = crowd.order("check_in", connections=connections, seconds=seconds)
+    used = server.cpu() - before
+    return _Turn(sum(load.answered / load.seconds for load in loads), used / sum(load.answered for load in loads))

@@ -62,11 +62,11 @@ def show(figures: Iterable[Figure]) -> None:
     for f in figures:
         colour = {"pass": "green", "MISS": "red bold", "stated": "dim"}[f.verdict]
         table.add_row(f.what, f.value, f.beside, f.limit, f"[{colour}]{f.verdict}[/]")
-    Console(width=170 if not os.isatty(1) else None).print(table)
+    Console(width=None if os.isatty(1) else 170).print(table)
 
 
-def write(figures: Sequence[Figure]) -> None:
-    """Replaces the generated part of the page."""
+def write(figures: Sequence[Figure], load: float) -> None:
+    """Replaces the generated part of the page. ``load`` is the machine's load average before the bench began."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -74,18 +74,19 @@ def write(figures: Sequence[Figure]) -> None:
         raise ValueError(f"{PAGE.name} has lost its marks {BEGIN} and {END}")
     rows = ["| figure | measured | beside | limit | |", "|---|---|---|---|---|"]
     rows += [f"| {f.what} | {f.value} | {f.beside} | {f.limit} | {f.verdict} |" for f in figures]
-    PAGE.write_text("\n".join([before + BEGIN, "", machine(), "", *rows, "", END + after]), encoding="utf-8")
+    PAGE.write_text("\n".join([before + BEGIN, "", machine(load), "", *rows, "", END + after]), encoding="utf-8")
 
 
-def machine() -> str:
-    """The machine and the day, in a sentence."""
+def machine(load: float) -> str:
+    """The machine and the day, in a few sentences."""
     version = subprocess.run([str(locate()), "version"], capture_output=True, text=True, check=True, timeout=20).stdout
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
         f"Taken on {datetime.now(UTC):%Y-%m-%d} with {len(os.sched_getaffinity(0))} cores of {_processor()} "
         f"and {memory / 1e9:.0f} GB of memory, {platform.system()} {platform.release().partition('-')[0]}, "
         f"Python {platform.python_version()}, aiohttp {aiohttp.__version__}, {version.splitlines()[0]}. "
-        "Load, daemons and Consul's servers share these cores."
+        "The simulated machines, the daemons and Consul's servers share these cores. "
+        f"The load average before the bench began was {load:.1f}."
     )
 
 

@@ -202,14 +202,21 @@ def fleet(machines: int, racks: int) -> Iterator[Fleet]:
             found.stop()
 
 
+class Bare(Process):
+    """The bare handler in a process of its own, at ``port``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_ports(1)[0]
+        super().__init__([sys.executable, "-m", "tests.bench.bare", str(self.port)], folder / "bare.log")
+
+
 @contextlib.contextmanager
-def bare(folder: Path) -> Iterator[int]:
-    """The bare handler in a process of its own; gives its port."""
-    port = free_ports(1)[0]
-    process = Process([sys.executable, "-m", "tests.bench.bare", str(port)], folder / "bare.log")
+def bare(folder: Path) -> Iterator[Bare]:
+    """The bare handler, ready."""
+    process = Bare(folder)
     try:
-        wait_for(lambda: _answers(port), "the bare handler", 20)
-        yield port
+        wait_for(lambda: _answers(process.port), "the bare handler", 20)
+        yield process
     finally:
         process.end()
 

@@ -36,7 +36,8 @@ def run(machines: int = 120) -> list[Figure]:
     transactions, operations, most = (n / machines for n in counts)
     return [
         Figure(
-            what=f"hand-off: from the commit that puts a machine back to the next one's drain directive ({len(handoffs)})",
+            what="hand-off: from the commit that puts a machine back to the next one's drain directive "
+            f"({len(handoffs)} times)",
             value=f"p50 {p50 / c50:.2f}, p99 {p99 / c99:.2f} commits ({ms(p50)}, {ms(p99)})",
             beside=f"one Consul commit, 3 servers with disks, at the same time: p50 {ms(c50)}, p99 {ms(c99)} "
             f"({len(commits)})",

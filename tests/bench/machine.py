@@ -51,9 +51,9 @@ class Machine:
         return f"{self.name}-boot-{self.boots:08d}"
 
     @property
-    def path(self) -> str:
+    def path(self) -> bytes:
         """Where it reports."""
-        return f"/v1/machines/{self.name}/report"
+        return b"/v1/machines/%b/report" % self.name.encode()
 
     def reboot(self) -> None:
         """A new boot: out of service, nothing checked; the index of the last answer is of an earlier life."""
@@ -105,10 +105,10 @@ class Machine:
             directive=directive,
             epoch=epoch,
         )
-        reply = await self._post(f"/v1/machines/{self.name}/permit", _reports.encode(request))
+        reply = await self._post(b"/v1/machines/%b/permit" % self.name.encode(), _reports.encode(request))
         return _permits.decode(reply.body) if reply is not None and reply.status == 200 else None
 
-    async def _post(self, path: str, body: bytes) -> Reply | None:
+    async def _post(self, path: bytes, body: bytes) -> Reply | None:
         try:
             if self._connection is None or self._connection.lost:
                 self._connection = await Connection.open(self.host, self.port, source(self.number))

@@ -41,7 +41,8 @@ def run(machines: int = 10_000, idle: float = 60.0) -> list[Figure]:
     whole = storm.back == machines and not storm.refused and not storm.lost
     return [
         Figure(
-            what=f"boot storm: {machines} machines report a new boot, are verified and enabled ({storm.requests} requests)",
+            what=f"boot storm: {machines} machines report a new boot, are verified and enabled "
+            f"({storm.requests} requests)",
             value=f"{took / plain:.2f} x ({took:.1f} s)",
             beside=f"bare handler, same requests, before and after: {seconds[0]:.1f} s and {seconds[1]:.1f} s",
             limit=f"at most {TIMES:.0f} x",
@@ -69,8 +70,8 @@ def run(machines: int = 10_000, idle: float = 60.0) -> list[Figure]:
 
 
 def _bare(found: Fleet, crowd: Crowd) -> float:
-    with bare(found.folder) as port:
-        crowd.order("meet", host="127.0.0.1", port=port)
+    with bare(found.folder) as plain:
+        crowd.order("meet", host="127.0.0.1", port=plain.port)
         storm = _together(crowd.order("storm", reboot=True, checked=False))
         crowd.order("leave")
     return storm.ended - storm.began

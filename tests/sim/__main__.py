@@ -44,13 +44,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-v", "--verbose", action="store_true", help="print the story while it happens")
     options = parser.parse_args()
+    quiet_logs()
     if options.seed is not None:
         return _one(options)
     return _many(options)
 
 
 def _one(options: argparse.Namespace) -> int:
-    quiet_logs()
     only = None
     if options.faults is not None:
         only = set() if options.faults == "none" else {int(i) for i in options.faults.split(",")}
@@ -92,7 +92,7 @@ def _many(options: argparse.Namespace) -> int:
         _explain(outcome, options)
     if failed:
         return 1
-    return _enough(counts, options.seeds)
+    return enough(counts, options.seeds)
 
 
 def _explain(outcome: Outcome, options: argparse.Namespace) -> None:
@@ -108,7 +108,7 @@ def _explain(outcome: Outcome, options: argparse.Namespace) -> None:
     print(f"  replay: python -m tests.sim --seed {outcome.seed} --faults {kept}{more}")
 
 
-def _enough(counts: Counter[str], seeds: int) -> int:
+def enough(counts: Counter[str], seeds: int) -> int:
     """A run in which too little happened proves nothing."""
     if seeds >= 20 and (counts["reboots"] < seeds or counts["leaderships"] < 1.2 * seeds):
         print("too little happened: this run proves nothing")

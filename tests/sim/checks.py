@@ -96,7 +96,8 @@ class Checks:
         self.disturbed_until = 0.0
         self.waiting_since: dict[str, tuple[int, float]] = {}
         self.in_service: dict[str, bool] = {}
-        self.restore_at_permit = False
+        self.permit_trick = ""
+        """What is done when the next permit is answered: ``restore``, ``freeze``, ``forget`` or ``delay``."""
         self.epoch_at = 0.0
         self._commits_then = (0.0, 0)
         world.servers.before_destroy = self.before_destroy
@@ -105,6 +106,7 @@ class Checks:
         world.net.on_request = self.on_request
         world.net.on_reply = self.on_reply
         world.net.on_delivery = self.on_delivery
+        world.net.delay = self.delay
 
     def fail(self, name: str, text: str) -> None:
         """Ends the run."""
@@ -441,10 +443,27 @@ class Checks:
         if reply[0] == 200:
             epoch = int(msgspec.json.decode(reply[2])["epoch"])
             name = box.name
-            if self.restore_at_permit and path.endswith("/permit") and b'"granted":true' in reply[2]:
-                self.restore_at_permit = False
-                self.world.machines[name].restore()
+            if self.permit_trick and path.endswith("/permit") and b'"granted":true' in reply[2]:
+                self._trick(self.world.machines[name])
             self.epochs[name] = max(self.epochs.get(name, 0), epoch)
+
+    def delay(self, path: str, reply: Reply) -> float:
+        """Seconds by which an answer is held up on its way."""
+        if self.permit_trick != "delay" or not path.endswith("/permit") or b'"granted":true' not in reply[2]:
+            return 0.0
+        self.permit_trick = ""
+        return 12.0
+
+    def _trick(self, machine: SimMachine) -> None:
+        trick, self.permit_trick = self.permit_trick, ""
+        self.world.say(f"TRICK {trick} at the permit of {machine.name}")
+        if trick == "restore":
+            machine.restore()
+        elif trick == "forget":
+            machine.lose_journal()
+        elif trick == "freeze" and machine.process is not None:
+            machine.process.stop()
+            self.world.loop.after(12.0 + self.policy.permit_valid / 2, machine.process.go_on)
 
     # --- the hosts --------------------------------------------------------------------------------
 

@@ -226,7 +226,19 @@ class Faults:
 
     def _ambush_boot_id(self, fault: Fault) -> None:
         """A boot_id changes under a running agent just as its permit comes (a restored virtual machine)."""
-        self.world.checks.restore_at_permit = True
+        self.world.checks.permit_trick = "restore"
+
+    def _ambush_freeze(self, fault: Fault) -> None:
+        """The agent is stopped just as its permit comes."""
+        self.world.checks.permit_trick = "freeze"
+
+    def _ambush_forget(self, fault: Fault) -> None:
+        """The agent loses its journal and its life just as its permit comes."""
+        self.world.checks.permit_trick = "forget"
+
+    def _ambush_answer(self, fault: Fault) -> None:
+        """The permit's answer is held up on its way."""
+        self.world.checks.permit_trick = "delay"
 
     # --- processes ------------------------------------------------------------------------------------
 
@@ -315,12 +327,7 @@ class Faults:
         return self._count(self._machine(fault).disk, "full")
 
     def _bad_journal(self, fault: Fault) -> None:
-        machine = self._machine(fault)
-        if machine.disk.data is not None:
-            machine.disk.data = machine.disk.data[: len(machine.disk.data) // 2]
-            machine.disk.writes += 1
-        if machine.process is not None:
-            machine.process.kill()
+        self._machine(fault).lose_journal()
 
     def _clock_jump(self, fault: Fault) -> Callable[[], None]:
         leader = self._leader()

@@ -312,6 +312,14 @@ class Machine:
         self.boot_id = f"{self.name}-b{self.boots}"
         self.world.say(f"{self.name} is {self.boot_id} all of a sudden")
 
+    def lose_journal(self) -> None:
+        """The disk spoils the journal, and the agent is killed."""
+        if self.disk.data is not None:
+            self.disk.data = self.disk.data[: len(self.disk.data) // 2]
+            self.disk.writes += 1
+        if self.process is not None:
+            self.process.kill()
+
     def break_glass(self) -> None:
         """``rebootd agent enable --local``: the journal says that a person put it into service, the mark is gone."""
         if self.disk.data is None or not self.box.up or self.disk.full:

@@ -132,6 +132,7 @@ class Net:
         self.on_request: Callable[[Box, Station, str, bytes], None] = lambda *_: None
         self.on_reply: Callable[[Box, Station, str, bytes, Reply], None] = lambda *_: None
         self.on_delivery: Callable[[Box, str, Reply], None] = lambda *_: None
+        self.delay: Callable[[str, Reply], float] = lambda *_: 0.0
         self._latency = latency
         self._number = 0
 
@@ -192,7 +193,7 @@ class _Call:
         net.on_reply(self.box, station, self.path, self.body, reply)
         if net.lost():
             return
-        net.loop.after(net.latency(), self.deliver, reply)
+        net.loop.after(net.latency() + net.delay(self.path, reply), self.deliver, reply)
 
     def deliver(self, reply: Reply) -> None:
         """Back at the agent's host."""

@@ -12,7 +12,7 @@ from rebootd.consul.leadership import Tuning
 
 START = 1_800_000_000.0
 """The true time, seconds since the Unix epoch, at which every run begins (a Friday morning, UTC)."""
-PROFILES = ("quiet", "operators", "ambushes", "clocks", "network", "store", "processes", "hosts", "everything")
+PROFILES = ("quiet", "operators", "ambushes", "clocks", "locks", "network", "store", "processes", "hosts", "everything")
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,9 @@ AMBUSHES = (
     "ambush-lost",
     "ambush-late",
     "ambush-boot-id",
+    "ambush-freeze",
+    "ambush-forget",
+    "ambush-answer",
 )
 """What happens at the very moment at which a transaction of ours is about to land, or a permit is delivered."""
 RARE = ("index-reset",)
@@ -219,6 +222,7 @@ KINDS = {
     "store": STORE + ("kill-leader", "halt", "rack-lock", "hold"),
     "processes": PROCESSES + ("halt", "rack-lock"),
     "hosts": HOSTS + ("kill-leader", "halt"),
+    "locks": ("rack-lock", "rack-lock", "rack-lock", "power-cut", "rack-power", "end-lock-session", "ambush-lock", "start"),
     "clocks": ("clock-jump",) * 4 + ("start", "kill-leader"),
     "everything": NETWORK + STORE + PROCESSES + HOSTS + PEOPLE + AMBUSHES + RARE,
 }

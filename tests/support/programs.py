@@ -30,16 +30,16 @@ def ask(url: str, body: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path) -> Iterator[str]:
-    """The address of a Prometheus that scrapes nothing."""
-    (folder / "config.yml").write_text("global: {scrape_interval: 1h}\n")
+def prometheus(folder: Path, config: str = "global: {scrape_interval: 1h}\n") -> Iterator[str]:
+    """The address of a Prometheus; one that scrapes nothing unless ``config`` says so."""
+    (folder / "config.yml").write_text(config)
     (port,) = free_ports(1)
     arguments = [
         f"--config.file={folder / 'config.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
-    with _running(_path(PROMETHEUS), arguments, folder, folder, f"http://127.0.0.1:{port}") as url:
+    with _running(path_of(PROMETHEUS), arguments, folder, folder, f"http://127.0.0.1:{port}") as url:
         yield url
 
 
@@ -57,7 +57,7 @@ def alertmanager(folder: Path) -> Iterator[str]:
         f"--web.listen-address=127.0.0.1:{port}",
         "--cluster.listen-address=",
     ]
-    path = _path(ALERTMANAGER)
+    path = path_of(ALERTMANAGER)
     templates = path.parents[2] / SHARE.lstrip("/")
     if templates.is_dir() and not Path(SHARE).is_dir():
         # Debian's program wants its templates at an absolute path, which only an installed package has: a copy of it
@@ -72,7 +72,8 @@ def alertmanager(folder: Path) -> Iterator[str]:
         yield url
 
 
-def _path(program: Program) -> Path:
+def path_of(program: Program) -> Path:
+    """Where the program is; without it the test is skipped."""
     try:
         return locate(program=program)
     except UnavailableError as error:

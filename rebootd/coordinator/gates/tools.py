@@ -124,5 +124,5 @@ def decoded(body: bytes, kind: type[T], where: str) -> T:
     """The body as ``kind``."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Unreachable(f"{where}: the answer cannot be read: {error}") from error

@@ -74,12 +74,16 @@ def lose_power(box: Box, hosts: Sequence[str]) -> None:
 
 def cold_start(desk: Desk, timeout: float) -> dict[str, float]:
     """Power for all hosts at once: seconds until Consul leads, rebootd leads, all are in service, traffic flows."""
-    box, start = desk.box, time.monotonic()
+    box, start, wall = desk.box, time.monotonic(), time.time()
     box.on()
+
+    def received() -> set[str]:
+        return {event.machine for event in desk.events() if event.to == "in-service" and event.time > wall}
+
     steps: dict[str, Callable[[], object]] = {
         "consul leads": lambda: _consul_leads(box),
         "rebootd leads": desk.status,
-        "all in service": lambda: list(desk.states().values()) == ["in-service"] * len(box.plan.machines),
+        "all in service": lambda: received() == {host.name for host in box.plan.machines},
         "all get requests": lambda: len(desk.pool()) == sum(host.web for host in box.plan.hosts),
     }
     took = {}

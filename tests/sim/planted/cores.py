@@ -223,11 +223,11 @@ ALL = (
     Planted(
         "policy-unguarded", "the transaction does not check the policy", _guardless(Guard.POLICY_UNCHANGED), "ambushes"
     ),
-    Planted("permit-issued-twice", "a second nonce for one boot_id is granted", _second_nonce, "everything"),
+    Planted("permit-issued-twice", "a second nonce for one boot_id is granted", _second_nonce, "ambushes"),
     Planted("window-not-checked", "windows are always open", _always_open, ""),
     Planted("clock-not-checked", "a leader whose clock is far off goes on", _clock_ignored, "clocks"),
     Planted("enable-blocked-by-halt", "a halt keeps machines from coming back", _halted_return, "operators"),
-    Planted("return-blocked-by-lock", "a foreign rack lock keeps machines from coming back", _locked_return, "operators"),
+    Planted("return-blocked-by-lock", "a foreign rack lock keeps machines from coming back", _locked_return, "locks"),
     Planted("unlock-too-early", "the rack is unlocked while machines are still rebooting", _early_unlock),
     Planted("cycle-never-ends", "nobody notices that a cycle is done", _endless_cycle),
     Planted("directive-for-any-boot", "a report of an earlier boot gets the directive of the present one", _any_boot),

@@ -1,0 +1,359 @@
+"""What a reader of the coordinator suspected: records that nobody can read, and what must not be lost or loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from rebootd.coordinator.redfish import Redfish
+from rebootd.core.errors import NotLeader, Refused
+from rebootd.core.model import PowerCycle, State
+from rebootd.store.memory_faults import LOST_REPLY, Fate
+from rebootd.store.port import Delete, Lock, Set
+from tests.coordinator.lab import Host, Lab, eventually, record, start
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rebootd.store.port import Op
+
+NO_TEXT = b'{"id": "\xff\xfe"}'
+DEEP = b'{"zzz":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+KEYS = [
+    "machines/a2",
+    "cycles/k0",
+    "holds/machine/a2",
+    "holds/rack/r2",
+    "windows/w1",
+    "racks/r2/record",
+    "power/a2",
+    "durations",
+    "events/000",
+    "policy",
+    "control/halt",
+    "epoch",
+]
+
+
+@pytest.mark.parametrize("value", [NO_TEXT, DEEP], ids=["no-text", "deep"])
+@pytest.mark.parametrize("key", KEYS)
+async def test_no_value_at_any_key_keeps_a_leader_from_leading(key: str, value: bytes) -> None:
+    lab, host = Lab({"r1": ["a1"], "r2": ["a2"]}), Host("a1")
+    lab.consul.apply([Set(f"rebootd/{key}", value)])
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await host.join(leader)
+        lab.consul.apply([Set(f"rebootd/{key}", value + b" ")])
+        host.reboot()
+        await host.join(leader)
+
+
+ODD = {
+    "cycles/k0": b'{"id":"k0","selector":"!!","created":1}',
+    "cycles/k1": b'{"id":"k1","selector":"*","target":"(","created":1}',
+    "cycles/k2": b'{"id":"another","selector":"*","created":1,"state":"running"}',
+    "cycles/k3": b'{"id":"k3","selector":"*","created":1e300,"state":"running"}',
+    "windows/w1": b'{"id":"another","start":1,"end":2}',
+    "windows/w2": b'{"id":"w2","start":1,"end":1e300}',
+    "windows/w3": b'{"id":"w3","start":1e250,"end":1e300}',
+    "power/a1": b'{"machine":"b","boot_id":"x","address":"","since":1,"changed":1e300}',
+    "racks/r2/record": b'{"rack":"another","session":"x"}',
+    "control/halt": b'{"reason":"x","since":1e300}',
+    "epoch": b"7",
+}
+
+
+@pytest.mark.parametrize("key", ODD)
+async def test_odd_records_keep_nobody_from_leading(key: str) -> None:
+    lab, hosts = Lab({"r1": ["a1"], "r2": ["a2"]}), [Host("a1"), Host("a2")]
+    lab.consul.apply([Set("rebootd/policy", b"windows: {required: true}\nwaves: [{name: all, rest: true}]")])
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await asyncio.gather(*(h.join(leader) for h in hosts))
+        await start(leader, "mine")
+        lab.consul.apply([Set(f"rebootd/{key}", ODD[key])])
+        await asyncio.sleep(0.3)
+        for host in hosts:
+            host.reboot()
+            await host.join(leader)
+    async with lab.leader() as leader, asyncio.timeout(10):
+        for host in hosts:
+            host.reboot()
+            await host.join(leader)
+
+
+FIELDS = [
+    ("since", 1e300),
+    ("ended", 1e300),
+    ("required_since", 1e300),
+    ("turned_back_at", 1e300),
+    ("retry", {"what": "checks", "cycle": "", "attempts": 1, "at": 1e300}),
+    ("retry", {"what": "drain", "cycle": "mine", "attempts": 1, "at": 1e300}),
+    ("unplanned_at", [1e300]),
+    ("rack", "no such rack"),
+    ("rack", ""),
+    ("version", -5),
+    ("outcomes", {"mine": "??"}),
+    ("cycle", "gone"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), FIELDS)
+@pytest.mark.parametrize("state", ["in-service", "drained", "verifying", "quarantined", "held"])
+async def test_odd_values_in_a_machines_record_keep_nobody_from_leading(field: str, value: object, state: str) -> None:
+    import json
+
+    lab, hosts = Lab({"r1": ["a1"], "r2": ["a2"]}), [Host("a1"), Host("a2")]
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await asyncio.gather(*(h.join(leader) for h in hosts))
+        await start(leader, "mine")
+    said = json.loads(lab.value("machines/a2")) | {"state": state, field: value}
+    lab.consul.apply([Set("rebootd/machines/a2", json.dumps(said).encode())])
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await hosts[1].report(leader)
+        hosts[0].reboot()
+        await hosts[0].join(leader)
+        await hosts[1].report(leader)
+        await asyncio.sleep(0.1)
+        await hosts[0].report(leader)
+
+
+async def test_each_rack_that_was_open_leaves_no_session_behind() -> None:
+    racks = {f"r{n}": [f"a{n}"] for n in range(6)}
+    lab, hosts = Lab(racks), [Host(f"a{n}") for n in range(6)]
+    async with lab.leader() as leader:
+        await asyncio.gather(*(h.join(leader) for h in hosts))
+        await start(leader)
+        tasks = [asyncio.create_task(h.live(leader)) for h in hosts]
+        await eventually(lambda: leader.fleet.cycles["k1"].state.value == "done")
+        await eventually(lambda: not any(leader.fleet.lock_holders))
+        await asyncio.sleep(0.2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        left = await lab.store.sessions(node="rebootd-locks")
+    assert len(left) <= 2
+
+
+async def test_two_denied_writes_of_no_machine_stop_what_goes_out_and_make_no_storm() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    ended = b'{"id":"%s","start":1,"end":2}'
+    async with lab.leader() as leader:
+        await host.join(leader)
+        lab.store.faults.denied = ("rebootd/windows/",)
+        for name in ("w1", "w2", "w3"):
+            lab.consul.apply([Set(f"rebootd/windows/{name}", ended % name.encode())])
+        await eventually(lambda: "denied" in leader.fleet.faults)
+        tries = 0
+
+        def count(_: Sequence[Op]) -> Fate | None:
+            nonlocal tries
+            tries += 1
+            return None
+
+        lab.store.faults.choose = count
+        await asyncio.sleep(1.0)
+        assert tries < 40
+        assert "denied" in leader.fleet.faults
+
+
+async def test_a_rack_record_that_can_be_read_again_ends_its_alarm() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    async with lab.leader() as leader:
+        await host.join(leader)
+        lab.consul.apply([Set("rebootd/racks/r1/record", b"oops")])
+        await eventually(lambda: bool(leader.fleet.alarms))
+        lab.consul.apply([Set("rebootd/racks/r1/record", b'{"rack":"r1"}')])
+        await eventually(lambda: not leader.fleet.alarms)
+
+
+async def test_epochs_go_on_when_their_key_is_lost() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    for _ in range(3):
+        async with lab.leader() as leader:
+            last = leader.epoch
+    async with lab.leader() as leader:
+        await host.join(leader)
+        last = leader.epoch
+    for damage in (Delete("rebootd/epoch"), Set("rebootd/epoch", b"oops"), Set("rebootd/epoch", b'{"epoch":"x"}')):
+        lab.consul.apply([damage])
+        async with lab.leader() as leader:
+            assert leader.epoch > last
+            last = leader.epoch
+            host.reboot()
+            await host.join(leader)
+
+
+async def test_a_lock_that_landed_keeps_its_session_when_its_record_was_edited_since() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    async with lab.leader() as leader:
+        await host.join(leader)
+        sends = 0
+
+        def lose(ops: Sequence[Op]) -> Fate | None:
+            nonlocal sends
+            if not any(isinstance(op, Lock) and "racks/" in op.key for op in ops):
+                return None
+            sends += 1
+            if sends == 2:
+                for key in ("machines/a1", "racks/r1/record"):
+                    lab.consul.apply([Set(f"rebootd/{key}", lab.value(key) + b" ")])
+            return LOST_REPLY if sends == 1 else None
+
+        lab.store.faults.choose = lose
+        await start(leader)
+        await host.until(leader, "drained")
+        assert sends >= 2
+        first = leader.fleet.rack_records["r1"].session
+        assert (await host.ask(leader)).granted
+        assert leader.fleet.rack_records["r1"].session == first
+        assert sends == 2
+
+
+async def test_who_is_looked_up_while_leadership_ends_is_let_go_at_once() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("late")
+    async with lab.leader() as leader:
+        lab.consul.register_node("late", {"rack": "r1"})
+        lab.store.faults.delay = 0.3
+        asking = asyncio.create_task(host.report(leader, wait=50.0))
+        await asyncio.sleep(0.05)
+        leader.reception.close()
+    began = time.monotonic()
+    with pytest.raises(NotLeader):
+        await asking
+    assert time.monotonic() - began < 2
+
+
+async def test_a_lock_delay_makes_no_storm() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    async with lab.leader() as leader:
+        await host.join(leader)
+        session = await lab.store.create_session("engineer", lock_delay=2.0)
+        await lab.store.commit([Lock("rebootd/racks/r1/.lock", b"mine", session)])
+        await eventually(lambda: leader.fleet.rack_lock("r1").holder == "other")
+        await start(leader)
+        sends = 0
+
+        def count(ops: Sequence[Op]) -> Fate | None:
+            nonlocal sends
+            sends += any(isinstance(op, Lock) for op in ops)
+            return None
+
+        lab.store.faults.choose = count
+        await lab.store.destroy_session(session)
+        await asyncio.sleep(1.5)
+        assert record(leader, "a1").state is State.IN_SERVICE
+        assert sends < 20
+        await host.until(leader, "drained")
+
+
+async def test_what_the_store_calls_a_bad_request_is_dropped_and_deposes_nobody() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await host.join(leader)
+        tries = 0
+
+        def bad(ops: Sequence[Op]) -> Fate | None:
+            nonlocal tries
+            if any("windows/" in op.key for op in ops):
+                tries += 1
+                raise Refused("PUT /v1/txn: 400 bad request")
+            return None
+
+        lab.store.faults.choose = bad
+        lab.consul.apply([Set("rebootd/windows/w1", b'{"id":"w1","start":1,"end":2}')])
+        await eventually(lambda: tries > 0)
+        host.reboot()
+        await host.join(leader)
+        tries = 0
+        await asyncio.sleep(1.0)
+        assert tries < 30
+
+
+@pytest.mark.parametrize("rack", ["row 3/7", "..", "r" * 200, "r\n7"])
+async def test_a_rack_that_is_no_name_is_unknown(rack: str) -> None:
+    lab, hosts = Lab({rack: ["a1"], "": ["a2"]}), [Host("a1"), Host("a2")]
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await hosts[0].join(leader)
+        answer = await hosts[1].report(leader, rack=rack)
+        while answer.state != "in-service":
+            if answer.directive is not None:
+                hosts[1].done(answer)
+            answer = await hosts[1].report(leader, rack=rack, wait=1.0)
+        await start(leader)
+        await eventually(lambda: "no-rack" in {b.kind for b in leader.decision().reasons.get("a2", ())})
+        assert {b.kind for b in leader.decision().reasons["a1"]} == {"no-rack"}
+
+
+async def test_a_rack_of_a_machine_with_an_odd_boot_id_or_huge_labels_makes_no_storm() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await host.join(leader)
+        tries = 0
+
+        def count(_: Sequence[Op]) -> Fate | None:
+            nonlocal tries
+            tries += 1
+            return None
+
+        lab.store.faults.choose = count
+        await host.report(leader, labels={"x": "y" * 500_000})
+        before = leader.fleet.index["rebootd/machines/a1"]
+        ticks = 0
+        prepare = leader._locks.prepare
+
+        async def counted() -> None:
+            nonlocal ticks
+            ticks += 1
+            await prepare()
+
+        leader._locks.prepare = counted  # type: ignore[method-assign]
+        await asyncio.sleep(1.0)
+        assert leader.fleet.index["rebootd/machines/a1"] == before
+        assert ticks < 40
+
+
+async def test_an_estimate_that_may_not_be_written_deposes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rebootd.coordinator.forecasts.LOOK", 0.05)
+    monkeypatch.setattr("rebootd.coordinator.forecasts.EVERY", 0.1)
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    lab.consul.apply([Set("rebootd/policy", b"windows: {required: true}")])
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await host.join(leader)
+        lab.consul.apply([Set("rebootd/control/halt", b"x")])
+        lab.store.faults.denied = ("rebootd/cycles/",)
+        lab.consul.apply([Set("rebootd/cycles/k1", b'{"id":"k1","selector":"*","created":1}')])
+        lab.consul.apply([Set("rebootd/policy", b"{}"), Delete("rebootd/control/halt")])
+        await eventually(lambda: "denied" in leader.fleet.faults)
+        await asyncio.sleep(1.0)
+        host.reboot()
+        await host.join(leader)
+
+
+async def test_a_controller_whose_answer_comes_in_pieces_is_understood(tmp_path: Path) -> None:
+    said = b'{"Members": [{"@odata.id": "/redfish/v1/Systems/1"}], "x": "' + b"y" * 5000 + b'"}'
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in (said[:100], said[100:]):
+            await response.write(piece)
+            await asyncio.sleep(0.1)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/redfish/v1/Systems", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    secret = tmp_path / "bmc"
+    secret.write_text("user\npassword\n")
+    asked = PowerCycle(machine="a1", boot_id="b", address=address, since=0, changed=0)
+    outcome = await Redfish(secret).restart(asked, lambda: "")
+    await runner.cleanup()
+    assert "Systems/1" in outcome.detail
