@@ -10,7 +10,7 @@ import structlog
 from msgspec.structs import replace
 
 from rebootd.core.decision import Change, RecordWrite
-from rebootd.core.errors import RebootdError
+from rebootd.core.errors import InvalidInput, NotFound, RebootdError, Refused
 from rebootd.core.forecast import Estimate, Forecast, forecast
 from rebootd.core.model import CycleState
 
@@ -80,6 +80,9 @@ class Forecasts:
                 self._estimates = (await self.of()).cycles
                 for cycle in fresh:
                     await self._write_down(cycle.id)
+            except (InvalidInput, NotFound, Refused) as error:
+                # Denied, or others write the same record: it is tried again, and no reason to stop leading.
+                log.warning("estimate-not-written", error=str(error))
             except RebootdError:
                 raise
             except Exception:

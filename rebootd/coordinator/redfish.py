@@ -122,7 +122,9 @@ async def _call(
 ) -> dict[str, Any]:
     # A redirect would carry the credentials to wherever it points.
     async with session.request(method, url, json=body, allow_redirects=False) as response:
-        raw = await response.content.read(MAX_BODY)
+        raw = b""
+        while len(raw) < MAX_BODY and (more := await response.content.read(MAX_BODY - len(raw))):
+            raw += more
         if response.status >= 300:
             raise _NoSuchThing(f"{url} answered HTTP {response.status}: {raw[:200].decode(errors='replace')}")
     if not raw:

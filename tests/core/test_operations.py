@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from rebootd.core.decide import KEPT_CYCLES, decide
 from rebootd.core.errors import InvalidInput, NotFound, Refused
-from rebootd.core.model import Cycle, CycleState, Machine, Snapshot, State
+from rebootd.core.model import Cycle, CycleState, Machine, OpenWindow, Snapshot, State
 from rebootd.core.operations import forget, hold, open_window, release
 from rebootd.core.operations_cycles import Counts, move_cycle, progress, start_cycle
 from rebootd.core.operations_inputs import YEAR, Because, parse_moment
@@ -71,6 +71,11 @@ def test_the_oldest_ended_cycles_that_nobody_is_out_for_are_pruned() -> None:
     ended = {f"k{i:03}": cycle(f"k{i:03}", CycleState.DONE, changed=float(i)) for i in range(KEPT_CYCLES + 3)}
     out = machine("m", State.HELD, cycle="k000")
     assert decide(snapshot(out, machine("n"), cycles=ended)).prune == ("cycles/k001", "cycles/k002")
+
+
+def test_windows_that_are_long_over_are_pruned() -> None:
+    old, new = OpenWindow(id="old", start=1.0, end=2.0), OpenWindow(id="new", start=NOW - 60, end=NOW - 30)
+    assert decide(snapshot(machine("n"), windows=(old, new))).prune == ("windows/old",)
 
 
 def test_failure_budgets() -> None:

@@ -109,7 +109,7 @@ def _do(box: Box, asked: argparse.Namespace) -> int:
         case "link":
             box.order("link", asked.host, up=asked.to == "up")
         case "load":
-            _load(box, asked.rate, asked.seconds)
+            print(Desk(box).load_for(asked.seconds, asked.rate))
         case "ctl":
             print(Desk(box).rebootctl(*asked.words, check=False), end="")
     return 0
@@ -122,14 +122,6 @@ def _enter(box: Box, host: str, words: Sequence[str]) -> None:
     inside = ["nsenter", "-t", str(leader), "-m", "-u", "-i", "-n", "-p", "-C", "--", *words]
     command = [*box.within("--mount", "--net", "--pid"), *inside]
     os.execvp(command[0], command)
-
-
-def _load(box: Box, rate: float, seconds: float) -> None:
-    desk = Desk(box)
-    with desk.load(rate, seconds) as found:
-        time.sleep(seconds)
-    print(found[0])
-    desk.close()
 
 
 if __name__ == "__main__":

@@ -147,18 +147,22 @@ class Desk:
     def load(self, rate: float = 200.0, longest: float = 600.0) -> Iterator[list[Tally]]:
         """Load while the body runs; its one tally is in the list afterwards."""
         found: list[Tally] = []
-        url = f"http://{self.box.plan.host('lb').address}:{FRONT_PORT}"
-        process = subprocess.Popen(
-            [*self.box.within(), sys.executable, "-m", "tests.e2e.box.load", url, str(rate), str(longest)],
-            cwd=agents.TREE,
-            stdout=subprocess.PIPE,
-        )
+        process = subprocess.Popen(self._load(rate, longest), cwd=agents.TREE, stdout=subprocess.PIPE)
         try:
             yield found
         finally:
             process.terminate()
             output, _ = process.communicate(timeout=30)
             found.append(msgspec.json.decode(output, type=Tally))
+
+    def load_for(self, seconds: float, rate: float = 200.0) -> Tally:
+        """Load for so long, and what came of it."""
+        done = subprocess.run(self._load(rate, seconds), cwd=agents.TREE, stdout=subprocess.PIPE, check=True)
+        return msgspec.json.decode(done.stdout, type=Tally)
+
+    def _load(self, rate: float, seconds: float) -> list[str]:
+        url = f"http://{self.box.plan.host('lb').address}:{FRONT_PORT}"
+        return [*self.box.within(), sys.executable, "-m", "tests.e2e.box.load", url, str(rate), str(seconds)]
 
     # --- when something fails ------------------------------------------------------------
 
