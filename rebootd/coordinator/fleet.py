@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from rebootd.coordinator.records import T, decode
+from rebootd.coordinator.records import T, checked, decode
 from rebootd.core.durations import Durations
 from rebootd.core.errors import InvalidInput
 from rebootd.core.inputs import rack_name
@@ -32,7 +32,6 @@ from rebootd.core.model import (
 )
 from rebootd.core.policy import DEFAULT_POLICY, parse_policy
 from rebootd.core.power import STATES, controller
-from rebootd.core.selectors import parse_selector
 from rebootd.core.wire import DirectiveKind
 
 if TYPE_CHECKING:
@@ -93,6 +92,9 @@ class Fleet:
     def absorb(self, entry: Entry, now: float) -> bool:
         """Takes over one key as read or as written by us, and says whether that was news; older news is ignored."""
         key = entry.key
+        if key.endswith("/"):
+            # A folder, as Consul's web page makes them: no record.
+            return False
         known = self.index.get(key, 0)
         if entry.modify_index < known:
             return False
@@ -157,11 +159,12 @@ class Fleet:
     def _machine(self, name: str, entry: Entry | None, now: float) -> None:
         self.asides.pop(name, None)
         if entry is None:
-            self.machines.pop(name, None)
             seen = self.observed.get(name)
-            if seen is not None and now - seen.at > self.policy.unreachable_after:
-                # Else its record would be made anew from a report of the past.
+            if seen is not None and (name in self.conflicts or now - seen.at > self.policy.unreachable_after):
+                # Else its record would be made anew from a report of the past, or of the wrong one of two machines.
                 del self.observed[name]
+            for what in (self.machines, self.conflicts, self.refusals):
+                what.pop(name, None)
             return
         try:
             machine = decode(entry.value, Machine)
@@ -378,21 +381,8 @@ def _put(fleet: Fleet, where: dict[str, T], name: str, entry: Entry | None, kind
         where.pop(name, None)
         return
     try:
-        where[name] = _checked(decode(entry.value, kind), name)
+        where[name] = checked(decode(entry.value, kind), name)
     except (msgspec.MsgspecError, InvalidInput) as error:
         # An unreadable cycle or window gives nobody leave to go: it is as if it were not there.
         where.pop(name, None)
         fleet.alarms[what] = f"the record of {what} cannot be read: {error}"
-
-
-def _checked(record: T, name: str) -> T:
-    """The record, if its words can be used. Raises ``msgspec.ValidationError`` or InvalidInput."""
-    inside = getattr(record, "id", name)
-    if inside != name:
-        # Its next write would go to the other key, again and again.
-        raise msgspec.ValidationError(f"the id inside is {inside!r}")
-    if isinstance(record, Cycle):
-        parse_selector(record.selector)
-        if record.target:
-            parse_selector(record.target, "target")
-    return record

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 from tenacity import retry, retry_if_exception_type, wait_random_exponential
 
-from rebootd.core.errors import StoreError, Unreachable
+from rebootd.core.errors import Denied, StoreError, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +121,12 @@ class Follower:
     async def read_again(self, key: str) -> None:
         """Asks until the store answers: nothing can be decided on a record that is known to be stale."""
         known = self._fleet.index.get(key, 0)
-        entry = await self._store.get(key, consistent=True)
+        try:
+            entry = await self._store.get(key, consistent=True)
+        except Denied as error:
+            # Not deposed: what is known stays, and the next write to it is refused again.
+            log.error("record-may-not-be-read", key=key, error=str(error))
+            return
         if entry is None:
             self._fleet.forget(key, self._wall())
         else:

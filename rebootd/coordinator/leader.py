@@ -52,6 +52,8 @@ log = structlog.get_logger(__name__)
 PIECE = 256
 """Steps that are planned, committed and told together: enough to fill the writer's transactions under way."""
 LANDERS = 2
+LANDING = 2.0
+"""Seconds after which a tick begins no further piece."""
 SKEW_EVERY = 5.0
 VAIN = 5
 """Ticks in a row whose every write was refused, after which the next ones take their time."""
@@ -63,6 +65,10 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """One leaf of a group that holds operating errors only."""
     inner = group.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _named(work: Work) -> str:
+    return work.machine.name if work.machine is not None else work.keys[0]
 
 
 class LeaderSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,14 +202,16 @@ class Leader:
                 await asyncio.sleep(self._settings.tick)
             self._dirty.clear()
             self._waiting.begin_tick()
+            left: frozenset[str] = frozenset()
             try:
                 await self._locks.prepare()
                 await self._changes.run()
-                await self._tick()
+                left = await self._tick()
             finally:
-                self._waiting.end_tick()
+                self._waiting.end_tick(left)
 
-    async def _tick(self) -> None:
+    async def _tick(self) -> frozenset[str]:
+        """Decides and commits. Returns the machines whose steps are left to the next tick."""
         self._measure_skew()
         if asyncio.get_running_loop().time() - self._denied_at > DENIED_RETRY:
             # The fault keeps everything in, so nothing but another attempt can show that it is over.
@@ -216,27 +224,35 @@ class Leader:
         self._decision = msgspec.structs.replace(decision, steps=())
         self._metrics.decide.observe(loop.time() - began)
         self._keeper.judged(snapshot, decision)
-        self._waiting.judged({step.name for step in decision.steps})
-        work = self._planner.plan(decision, snapshot.now)
-        tried, dropped = await self._land_all(chain(work, self._history.due(snapshot.now, self.epoch)))
+        steps = {step.name for step in decision.steps}
+        self._waiting.judged(steps)
+        ready, plain = self._planner.plan(decision, snapshot.now)
+        tried, dropped = await self._land_all(chain(ready, self._history.due(snapshot.now, self.epoch)), plain)
         self.reception.answer_permits(snapshot, decision, dropped)
-        self._vain = self._vain + 1 if tried and len(dropped) == tried else 0
-        if len(dropped) < tried:
+        self._vain = self._vain + 1 if tried and len(dropped) == len(tried) else 0
+        if len(dropped) < len(tried):
             # What landed may have made room: look again at once.
             self._dirty.set()
+        return frozenset(steps.difference(tried))
 
-    async def _land_all(self, work: Iterator[Work]) -> tuple[int, dict[str, str]]:
+    async def _land_all(self, ready: Iterator[Work], plain: Iterator[Work]) -> tuple[list[str], dict[str, str]]:
         """Commits piece by piece, so that after a power loss the first machines need not wait for the last.
 
-        Returns how many were tried, and what was dropped.
+        When the store is slow, some of ``plain`` is left to the next tick, lest operators and newcomers wait for all.
+        Returns what was tried, by machine name (or a key of it), and what of it was dropped.
         """
-        tried = 0
+        tried: list[str] = []
         dropped: dict[str, str] = {}
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LANDING
+
+        def piece() -> list[Work]:
+            part = list(islice(ready, PIECE))
+            return part if part or loop.time() > until else list(islice(plain, PIECE))
 
         async def lander() -> None:
-            nonlocal tried
-            while part := list(islice(work, PIECE)):
-                tried += len(part)
+            while part := piece():
+                tried.extend(_named(w) for w in part)
                 dropped.update(await self._land(part))
 
         async with asyncio.TaskGroup() as group:
@@ -249,7 +265,7 @@ class Leader:
         outcomes = await self._writer.commit([w.step for w in work])
         dropped: dict[str, str] = {}
         for w, outcome in zip(work, outcomes, strict=True):
-            name = w.machine.name if w.machine is not None else w.keys[0]
+            name = _named(w)
             if isinstance(outcome, Committed):
                 self._took_place(w, outcome.indexes)
                 if 0 in outcome.indexes.values():
@@ -307,7 +323,9 @@ class Leader:
         now = asyncio.get_running_loop().time()
         if now - self._skew_at >= SKEW_EVERY:
             self._skew_at = now
-            offsets = self.reception.offsets
+            known = self.fleet.machines
+            # Who is gone for good has no clock any more.
+            offsets = self.reception.offsets = {n: at for n, at in self.reception.offsets.items() if n in known}
             self._skew = statistics.median(offsets.values()) if offsets else 0.0
 
     def _note(self, event: Event) -> None:

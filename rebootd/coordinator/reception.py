@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rebootd.core.decision import Decision
     from rebootd.core.model import Machine, Snapshot
 
+OVERTIME = 2.5
+"""Seconds beyond its wait that a report may take to be judged and committed: agents wait 5 s longer than they ask."""
 LOOK_UP_EVERY = 5.0
 """Seconds between two looks at the catalog because of names that it did not have."""
 CONFLICT_LASTS = 300.0
@@ -97,7 +99,7 @@ class Reception:
         until = loop.time() + min(report.wait, longest_wait(machine))
         if not idle:
             self._dirty.set()
-            await self._waiting.next_tick(name, max(BUSY_WAIT, report.wait))
+            await self._waiting.next_tick(name, max(BUSY_WAIT, report.wait) + OVERTIME)
         while not self._closed:
             machine = self._fleet.machines.get(name)
             left = until - loop.time()

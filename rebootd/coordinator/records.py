@@ -6,6 +6,9 @@ from typing import TypeVar
 
 import msgspec
 
+from rebootd.core.model import Cycle
+from rebootd.core.selectors import parse_selector
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 _ENCODER = msgspec.json.Encoder()
@@ -23,6 +26,19 @@ def decode(value: bytes, kind: type[T]) -> T:
     except (UnicodeDecodeError, RecursionError) as error:
         # Bytes that are no text and brackets without end are none of msgspec's own errors.
         raise msgspec.DecodeError(str(error)) from error
+
+
+def checked(record: T, name: str) -> T:
+    """The record, if its words can be used. Raises ``msgspec.ValidationError`` or InvalidInput."""
+    inside = getattr(record, "id", name)
+    if inside != name:
+        # Its next write would go to the other key, again and again.
+        raise msgspec.ValidationError(f"the id inside is {inside!r}")
+    if isinstance(record, Cycle):
+        parse_selector(record.selector)
+        if record.target:
+            parse_selector(record.target, "target")
+    return record
 
 
 class Keys:

@@ -38,10 +38,13 @@ class Waiting:
             if name not in busy:
                 _finish(future)
 
-    def end_tick(self) -> None:
-        """The tick has ended, its commits with it."""
-        for future in self._due.values():
-            _finish(future)
+    def end_tick(self, left: Container[str] = ()) -> None:
+        """The tick has ended, its commits with it; machines that are ``left`` wait for the next."""
+        for name, future in self._due.items():
+            if name in left:
+                self._next.setdefault(name, future)
+            else:
+                _finish(future)
         self._due = {}
 
     def wake(self, name: str) -> None:

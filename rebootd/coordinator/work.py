@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -58,11 +57,11 @@ class Planner:
         self._new_id = new_id
         self._epoch = epoch
 
-    def plan(self, decision: Decision, now: float) -> Iterator[Work]:
-        """All the work of a decision.
+    def plan(self, decision: Decision, now: float) -> tuple[list[Work], Iterator[Work]]:
+        """All the work of a decision, in two parts.
 
         What depends on more than its machine's own record is made ready at once, before anything else can change; the
-        rest when it is asked for (after a power loss it would fill the memory).
+        rest when it is asked for (after a power loss it would fill the memory), or not at all.
         """
         work: list[Work] = []
         plain: list[MachineStep] = []
@@ -79,7 +78,7 @@ class Planner:
         work += [self._gone(fleet_key) for fleet_key in decision.prune]
         # A record that was read anew meanwhile is not what was decided on.
         machines = self._fleet.machines
-        return chain(work, (self._machine(s, now) for s in plain if machines.get(s.name) is s.before))
+        return work, (self._machine(s, now) for s in plain if machines.get(s.name) is s.before)
 
     def change(self, change: Change, now: float) -> Work:
         """An operator's change as one piece of work."""

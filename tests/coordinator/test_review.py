@@ -1,4 +1,4 @@
-"""What a reader of the coordinator suspected: records that nobody can read, and what must not be lost or loop."""
+"""What a reader of the coordinator suspected: what must not be lost, loop, or cost the leadership."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from aiohttp import web
 from rebootd.coordinator.redfish import Redfish
 from rebootd.core.errors import NotLeader, Refused
 from rebootd.core.model import PowerCycle, State
+from rebootd.core.operations import forget
+from rebootd.core.operations_inputs import Because
 from rebootd.store.memory_faults import LOST_REPLY, Fate
 from rebootd.store.port import Delete, Lock, Set
 from tests.coordinator.lab import Host, Lab, eventually, record, start
@@ -21,104 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rebootd.store.port import Op
-
-NO_TEXT = b'{"id": "\xff\xfe"}'
-DEEP = b'{"zzz":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-KEYS = [
-    "machines/a2",
-    "cycles/k0",
-    "holds/machine/a2",
-    "holds/rack/r2",
-    "windows/w1",
-    "racks/r2/record",
-    "power/a2",
-    "durations",
-    "events/000",
-    "policy",
-    "control/halt",
-    "epoch",
-]
-
-
-@pytest.mark.parametrize("value", [NO_TEXT, DEEP], ids=["no-text", "deep"])
-@pytest.mark.parametrize("key", KEYS)
-async def test_no_value_at_any_key_keeps_a_leader_from_leading(key: str, value: bytes) -> None:
-    lab, host = Lab({"r1": ["a1"], "r2": ["a2"]}), Host("a1")
-    lab.consul.apply([Set(f"rebootd/{key}", value)])
-    async with lab.leader() as leader, asyncio.timeout(10):
-        await host.join(leader)
-        lab.consul.apply([Set(f"rebootd/{key}", value + b" ")])
-        host.reboot()
-        await host.join(leader)
-
-
-ODD = {
-    "cycles/k0": b'{"id":"k0","selector":"!!","created":1}',
-    "cycles/k1": b'{"id":"k1","selector":"*","target":"(","created":1}',
-    "cycles/k2": b'{"id":"another","selector":"*","created":1,"state":"running"}',
-    "cycles/k3": b'{"id":"k3","selector":"*","created":1e300,"state":"running"}',
-    "windows/w1": b'{"id":"another","start":1,"end":2}',
-    "windows/w2": b'{"id":"w2","start":1,"end":1e300}',
-    "windows/w3": b'{"id":"w3","start":1e250,"end":1e300}',
-    "power/a1": b'{"machine":"b","boot_id":"x","address":"","since":1,"changed":1e300}',
-    "racks/r2/record": b'{"rack":"another","session":"x"}',
-    "control/halt": b'{"reason":"x","since":1e300}',
-    "epoch": b"7",
-}
-
-
-@pytest.mark.parametrize("key", ODD)
-async def test_odd_records_keep_nobody_from_leading(key: str) -> None:
-    lab, hosts = Lab({"r1": ["a1"], "r2": ["a2"]}), [Host("a1"), Host("a2")]
-    lab.consul.apply([Set("rebootd/policy", b"windows: {required: true}\nwaves: [{name: all, rest: true}]")])
-    async with lab.leader() as leader, asyncio.timeout(10):
-        await asyncio.gather(*(h.join(leader) for h in hosts))
-        await start(leader, "mine")
-        lab.consul.apply([Set(f"rebootd/{key}", ODD[key])])
-        await asyncio.sleep(0.3)
-        for host in hosts:
-            host.reboot()
-            await host.join(leader)
-    async with lab.leader() as leader, asyncio.timeout(10):
-        for host in hosts:
-            host.reboot()
-            await host.join(leader)
-
-
-FIELDS = [
-    ("since", 1e300),
-    ("ended", 1e300),
-    ("required_since", 1e300),
-    ("turned_back_at", 1e300),
-    ("retry", {"what": "checks", "cycle": "", "attempts": 1, "at": 1e300}),
-    ("retry", {"what": "drain", "cycle": "mine", "attempts": 1, "at": 1e300}),
-    ("unplanned_at", [1e300]),
-    ("rack", "no such rack"),
-    ("rack", ""),
-    ("version", -5),
-    ("outcomes", {"mine": "??"}),
-    ("cycle", "gone"),
-]
-
-
-@pytest.mark.parametrize(("field", "value"), FIELDS)
-@pytest.mark.parametrize("state", ["in-service", "drained", "verifying", "quarantined", "held"])
-async def test_odd_values_in_a_machines_record_keep_nobody_from_leading(field: str, value: object, state: str) -> None:
-    import json
-
-    lab, hosts = Lab({"r1": ["a1"], "r2": ["a2"]}), [Host("a1"), Host("a2")]
-    async with lab.leader() as leader, asyncio.timeout(10):
-        await asyncio.gather(*(h.join(leader) for h in hosts))
-        await start(leader, "mine")
-    said = json.loads(lab.value("machines/a2")) | {"state": state, field: value}
-    lab.consul.apply([Set("rebootd/machines/a2", json.dumps(said).encode())])
-    async with lab.leader() as leader, asyncio.timeout(10):
-        await hosts[1].report(leader)
-        hosts[0].reboot()
-        await hosts[0].join(leader)
-        await hosts[1].report(leader)
-        await asyncio.sleep(0.1)
-        await hosts[0].report(leader)
 
 
 async def test_each_rack_that_was_open_leaves_no_session_behind() -> None:
@@ -288,7 +192,7 @@ async def test_a_rack_that_is_no_name_is_unknown(rack: str) -> None:
         assert {b.kind for b in leader.decision().reasons["a1"]} == {"no-rack"}
 
 
-async def test_a_rack_of_a_machine_with_an_odd_boot_id_or_huge_labels_makes_no_storm() -> None:
+async def test_a_machine_whose_record_is_too_large_makes_no_storm() -> None:
     lab, host = Lab({"r1": ["a1"]}), Host("a1")
     async with lab.leader() as leader, asyncio.timeout(10):
         await host.join(leader)
@@ -357,3 +261,47 @@ async def test_a_controller_whose_answer_comes_in_pieces_is_understood(tmp_path:
     outcome = await Redfish(secret).restart(asked, lambda: "")
     await runner.cleanup()
     assert "Systems/1" in outcome.detail
+
+
+async def test_a_forgotten_machine_takes_its_conflict_and_its_clock_with_it() -> None:
+    lab, hosts, twin = Lab({"r1": ["a1", "a2"]}), [Host("a1"), Host("a2")], Host("a2", machine_id="twin")
+    async with lab.leader() as leader:
+        await asyncio.gather(*(h.join(leader) for h in hosts))
+        await hosts[1].report(leader, clock=time.time() - 9999)
+        with pytest.raises(Refused):
+            await twin.report(leader)
+        assert leader.snapshot().conflicts
+        await leader.apply(lambda s: forget(s, "a2", Because()))
+        assert not leader.snapshot().conflicts
+        await asyncio.sleep(0.2)
+        assert "a2" not in leader.fleet.machines
+        leader._skew_at = float("-inf")
+        await eventually(lambda: "a2" not in leader.reception.offsets)
+        await twin.join(leader)
+        assert record(leader, "a2").machine_id == "twin"
+
+
+async def test_a_folder_is_no_record() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    for folder in ("machines/", "cycles/", "windows/", "holds/machine/", "holds/rack/", "power/", "racks/r1/"):
+        lab.consul.apply([Set(f"rebootd/{folder}", b"")])
+    async with lab.leader() as leader:
+        await host.join(leader)
+        assert not leader.fleet.asides
+        assert not leader.fleet.alarms
+        assert not leader.snapshot().rack_holds
+
+
+async def test_a_record_that_may_not_be_read_again_deposes_nobody() -> None:
+    lab, hosts = Lab({"r1": ["a1", "a2"]}), [Host("a1"), Host("a2")]
+    async with lab.leader() as leader, asyncio.timeout(10):
+        await asyncio.gather(*(h.join(leader) for h in hosts))
+        lab.consul.apply([Set("rebootd/machines/a1", lab.value("machines/a1") + b" ")])
+        lab.store.faults.unreadable = ("rebootd/machines/a1",)
+        hosts[0].reboot()
+        await hosts[0].report(leader)
+        await asyncio.sleep(0.3)
+        hosts[1].reboot()
+        await hosts[1].join(leader)
+        lab.store.faults.unreadable = ()
+        await hosts[0].join(leader)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from rebootd.core.decide import decide
-from rebootd.core.model import State
+from rebootd.core.model import Retry, State
 from rebootd.core.policy import parse_policy
 from rebootd.core.states import WORKING
-from tests.core.worlds import OURS, cycle, machine, out, seen, snapshot, step_of
+from tests.core.worlds import FAILED, NOW, OURS, cycle, machine, out, seen, snapshot, step_of
+
+if TYPE_CHECKING:
+    from rebootd.core.decision import Decision
+    from rebootd.core.model import Machine
+
+
+def after(decision: Decision, name: str = "m1") -> Machine:
+    step = step_of(decision, name)
+    assert step is not None
+    assert step.after is not None
+    return step.after
 
 
 @pytest.mark.parametrize("failing", [True, False])
@@ -23,7 +36,7 @@ def test_a_failed_machine_that_boots_in_another_rack_counts_there_at_once(failin
         racks={"r2": OURS},
     )
     decision = decide(s)
-    assert step_of(decision, "a1").after.rack == "r2"
+    assert after(decision, "a1").rack == "r2"
     assert step_of(decision, "a2") is None
 
 
@@ -39,5 +52,23 @@ def test_a_machine_that_is_out_and_changes_its_label_counts_in_its_new_limit_at_
         racks={"r1": OURS},
     )
     decision = decide(s)
-    assert step_of(decision, "a1").after.state in WORKING
+    assert after(decision, "a1").state in WORKING
     assert step_of(decision, "a2") is None
+
+
+def test_a_stamp_from_the_future_does_not_stop_a_deadline() -> None:
+    away = out(State.VERIFYING, since=NOW + 1e9)
+    decision = decide(snapshot(away, cycles=[cycle()], silent=["m1"], leading_since=NOW - 99_999))
+    assert after(decision).state is State.QUARANTINED
+
+
+@pytest.mark.parametrize(("at", "goes"), [(NOW + 5, False), (NOW - 5, True), (NOW + 1e6, True), (NOW + 1e300, True)])
+def test_a_retry_is_never_further_away_than_its_pause(at: float, goes: bool) -> None:
+    tried = machine(retry=Retry("drain", "k1", 1, at))
+    assert (step_of(decide(snapshot(tried, cycles=[cycle()]))) is not None) is goes
+
+
+def test_failed_checks_whose_second_look_is_stamped_in_the_far_future_are_judged() -> None:
+    away = out(State.VERIFYING, retry=Retry("checks", "k1", 1, NOW + 1e300))
+    decision = decide(snapshot(away, cycles=[cycle()], observed={"m1": seen(away, boot_check=FAILED)}))
+    assert after(decision).state is State.QUARANTINED

@@ -72,9 +72,7 @@ def _many(options: argparse.Namespace) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with ProcessPoolExecutor(options.jobs) as pool, Progress(*columns, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("seeds", total=options.seeds)
-        runs = [
-            pool.submit(run_seeds, s, min(CHUNK, end - s), options.profile, options.planted) for s in starts
-        ]
+        runs = [pool.submit(run_seeds, s, min(CHUNK, end - s), options.profile, options.planted) for s in starts]
         for run in as_completed(runs):
             for outcome in run.result():
                 counts.update(outcome.counts)

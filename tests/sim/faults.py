@@ -64,7 +64,13 @@ class Faults:
         machines, records = self.world.machines, self.world.checks.records
         if fault.target == "out":
             for name in sorted(records):
-                if records[name].state in {State.DRAINING, State.DRAINED, State.REBOOTING, State.VERIFYING, State.ENABLING}:
+                if records[name].state in {
+                    State.DRAINING,
+                    State.DRAINED,
+                    State.REBOOTING,
+                    State.VERIFYING,
+                    State.ENABLING,
+                }:
                     return machines[name]
         if fault.target in machines:
             return machines[fault.target]
@@ -419,7 +425,11 @@ class Faults:
 
     def _maintenance(self, fault: Fault) -> None:
         machine = self._machine(fault)
-        machine.consul.checks["_node_maintenance"] = {"ID": "_node_maintenance", "Status": "critical", "Notes": "by hand"}
+        machine.consul.checks["_node_maintenance"] = {
+            "ID": "_node_maintenance",
+            "Status": "critical",
+            "Notes": "by hand",
+        }
         machine.world.checks.maintained.add(machine.name)
 
     def _by_hand(self, fault: Fault) -> None:

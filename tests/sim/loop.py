@@ -24,6 +24,9 @@ OWNER: contextvars.ContextVar[Process | None] = contextvars.ContextVar("owner", 
 LIVELOCK = 300_000
 """Steps at one moment of virtual time after which something runs in circles."""
 
+KEPT = 200
+"""Tasks of one process that are kept before those that are done are let go."""
+
 
 class ProcessDied(BaseException):
     """Ends a synchronous stretch of a process that was killed in its midst."""
@@ -44,19 +47,26 @@ class Process:
         self.fuse = -1
         self.backlog: list[Handle] = []
         self.on_death: Callable[[], None] | None = None
+        self._tasks: list[SimTask] = []
         self._context = contextvars.copy_context()
         self._context.run(OWNER.set, self)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> SimTask:
         """A task of this process."""
-        return self.loop.create_task(work, context=self._context.copy())
+        return SimTask(work, loop=self.loop, name=None, context=self._context.copy())
+
+    def keep(self, task: SimTask) -> None:
+        """Told of every task of this process."""
+        self._tasks.append(task)
+        if len(self._tasks) > KEPT:
+            self._tasks = [t for t in self._tasks if not t.done()]
 
     def kill(self) -> None:
         """SIGKILL."""
         if self.alive:
             self.alive = False
             # Kept until the end: a coroutine that is collected would run its finally blocks.
-            self.loop.graveyard += [t for t in self.loop.tasks() if t.owner is self]
+            self.loop.graveyard += [t for t in self._tasks if not t.done()]
             self.backlog.clear()
             if self.on_death is not None:
                 self.on_death()
@@ -111,6 +121,8 @@ class SimTask(asyncio.Task[Any]):
         self.number = next(loop.numbers)
         self.owner: Process | None = (context or contextvars.copy_context()).get(OWNER)
         super().__init__(work, loop=loop, name=name or "t", context=context)
+        if self.owner is not None:
+            self.owner.keep(self)
 
     def __hash__(self) -> int:
         return self.number
@@ -158,19 +170,19 @@ class SimLoop(asyncio.AbstractEventLoop):
         """After :meth:`close`."""
         return self._closed
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """As asyncio's."""
         handle = Handle(callback, args, context, self.now)
         self.ready.append(handle)
         return handle
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """As asyncio's."""
         handle = Handle(callback, args, context, when)
         heapq.heappush(self._timers, (when, next(self.numbers), handle))
         return handle
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """As asyncio's."""
         return self.call_at(self.now + delay, callback, *args, context=context)
 
@@ -208,6 +220,10 @@ class SimLoop(asyncio.AbstractEventLoop):
         """A task that belongs to no process."""
         return SimTask(work, loop=self, name=None, context=_WORLD.copy())
 
+    def failed(self) -> bool:
+        """Whether something went wrong."""
+        return self.failure is not None
+
     def inside(self, what: Callable[[], T]) -> T:
         """Does something of the world's between two runs, as if in the loop."""
         asyncio._set_running_loop(self)
@@ -222,7 +238,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(self)
         try:
             still = 0
-            while self.failure is None:
+            while not self.failed():
                 while ready:
                     handle = ready.popleft()
                     if handle.done:
@@ -232,7 +248,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                         continue
                     still += 1
                     handle.context.run(handle.callback, *handle.args)
-                    if self.failure is not None:
+                    if self.failed():
                         break
                     if still > LIVELOCK:
                         raise Livelock(f"{LIVELOCK} steps at {self.now}: {handle.callback}")
@@ -274,7 +290,7 @@ class SimLoop(asyncio.AbstractEventLoop):
                 for task in self.tasks():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
+                        task.get_coro().close()
             self.graveyard.clear()
             self.ready.clear()
             self._timers.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from rebootd.api import machines
@@ -10,6 +9,7 @@ from rebootd.api.app import _front
 from rebootd.api.door import DOOR, Door
 
 if TYPE_CHECKING:
+    import asyncio
     import random
     from collections.abc import Callable
 

@@ -57,7 +57,7 @@ class Plan:
     latency: float = 0.002
     store_latency: float = 0.002
     tick: float = 2.0
-    tuning: Tuning = Tuning()
+    tuning: Tuning = field(default_factory=Tuning)
     settle_for: float = 4 * 3600.0
     """How long the liveness phase may last."""
 
@@ -114,7 +114,10 @@ def _policy(rng: random.Random) -> str:
         f"  open: {rng.choice([1, 1, 1, 2])}",
         f"  unavailable: {rng.choice(['1', '1', '2', '50%', '100%'])}",
         "deadlines:",
-        *(f"  {state}: {rng.choice(['5m', '10m', '15m'])}" for state in ("draining", "rebooting", "verifying", "enabling")),
+        *(
+            f"  {state}: {rng.choice(['5m', '10m', '15m'])}"
+            for state in ("draining", "rebooting", "verifying", "enabling")
+        ),
         f"  drained: {rng.choice(['2m', '5m'])}",
         f"soak: {rng.choice(['0s', '0s', '5s', '60s'])}",
         "permit:",
@@ -217,12 +220,21 @@ RARE = ("index-reset",)
 KINDS = {
     "quiet": (),
     "operators": PEOPLE,
-    "ambushes": AMBUSHES + ("start", "kill-leader"),
+    "ambushes": (*AMBUSHES, "start", "kill-leader"),
     "network": NETWORK + PEOPLE,
-    "store": STORE + ("kill-leader", "halt", "rack-lock", "hold"),
-    "processes": PROCESSES + ("halt", "rack-lock"),
-    "hosts": HOSTS + ("kill-leader", "halt"),
-    "locks": ("rack-lock", "rack-lock", "rack-lock", "power-cut", "rack-power", "end-lock-session", "ambush-lock", "start"),
+    "store": (*STORE, "kill-leader", "halt", "rack-lock", "hold"),
+    "processes": (*PROCESSES, "halt", "rack-lock"),
+    "hosts": (*HOSTS, "kill-leader", "halt"),
+    "locks": (
+        "rack-lock",
+        "rack-lock",
+        "rack-lock",
+        "power-cut",
+        "rack-power",
+        "end-lock-session",
+        "ambush-lock",
+        "start",
+    ),
     "clocks": ("clock-jump",) * 4 + ("start", "kill-leader"),
     "everything": NETWORK + STORE + PROCESSES + HOSTS + PEOPLE + AMBUSHES + RARE,
 }
@@ -238,35 +250,38 @@ def draw_faults(plan: Plan) -> list[Fault]:
     names = [n for members in plan.racks.values() for n in members]
     daemons = [f"d{i + 1}" for i in range(len(plan.daemons))]
     count = rng.randint(3, 30)
-    out = []
-    for _ in range(count):
-        kind = rng.choice(kinds)
-        at = round(rng.uniform(15.0, plan.faults_for), 3)
-        seconds = round(rng.choice([rng.uniform(0.5, 8.0), rng.uniform(5.0, 60.0), rng.uniform(60.0, 300.0)]), 2)
-        if kind in LONG:
-            seconds = round(rng.uniform(5.0, 600.0), 2)
-        target, value = "", 0.0
-        if kind in {"kill-daemon", "stop-daemon", "store-cut", "cut-agents", "check-flaps"}:
-            target = rng.choice(daemons)
-        elif kind in HOSTS or kind in {
-            "cut-machine", "kill-agent", "fuse-agent", "stop-agent", "cut-write", "hold", "clear", "edit-record",
-            "maintenance", "by-hand",
-        }:  # fmt: skip
-            target = rng.choice(names)
-            if rng.random() < 0.5 and kind not in {"clear", "hold"}:
-                target = "out"  # whoever is out of service then: faults there hurt most
-        elif kind in {"hold-rack", "rack-lock", "unlock", "end-lock-session"}:
-            target = rng.choice(list(plan.racks))
-        if kind.startswith("ambush"):
-            target = rng.choice(["draining", "rebooting", "rebooting", "any"])
-        if kind in {"rack-power"}:
-            target = rng.choice(list(plan.racks))
-        if kind in {"lossy", "repeats", "slow", "store-late", "store-loses", "store-twice"}:
-            value = round(rng.choice([0.05, 0.3, 0.8]), 2)
-        elif kind in {"fuse-leader", "fuse-agent"}:
-            value = float(rng.randint(1, 60))
-        elif kind == "clock-jump":
-            value = round(rng.choice([-1, 1]) * rng.choice([5.0, 25.0, 120.0, 3700.0]), 1)
-            target = rng.choice([target, "leader", "leader"])
-        out.append(Fault(at, kind, target, seconds, value))
-    return sorted(out, key=lambda f: (f.at, f.kind, f.target))
+    return sorted(
+        (_draw(rng, plan, rng.choice(kinds), names, daemons) for _ in range(count)),
+        key=lambda f: (f.at, f.kind, f.target),
+    )
+
+
+def _draw(rng: random.Random, plan: Plan, kind: str, names: list[str], daemons: list[str]) -> Fault:
+    at = round(rng.uniform(15.0, plan.faults_for), 3)
+    seconds = round(rng.choice([rng.uniform(0.5, 8.0), rng.uniform(5.0, 60.0), rng.uniform(60.0, 300.0)]), 2)
+    if kind in LONG:
+        seconds = round(rng.uniform(5.0, 600.0), 2)
+    target, value = "", 0.0
+    if kind in {"kill-daemon", "stop-daemon", "store-cut", "cut-agents", "check-flaps"}:
+        target = rng.choice(daemons)
+    elif kind in HOSTS or kind in {
+        "cut-machine", "kill-agent", "fuse-agent", "stop-agent", "cut-write", "hold", "clear", "edit-record",
+        "maintenance", "by-hand",
+    }:  # fmt: skip
+        target = rng.choice(names)
+        if rng.random() < 0.5 and kind not in {"clear", "hold"}:
+            target = "out"  # whoever is out of service then: faults there hurt most
+    elif kind in {"hold-rack", "rack-lock", "unlock", "end-lock-session"}:
+        target = rng.choice(list(plan.racks))
+    if kind.startswith("ambush"):
+        target = rng.choice(["draining", "rebooting", "rebooting", "any"])
+    if kind == "rack-power":
+        target = rng.choice(list(plan.racks))
+    if kind in {"lossy", "repeats", "slow", "store-late", "store-loses", "store-twice"}:
+        value = round(rng.choice([0.05, 0.3, 0.8]), 2)
+    elif kind in {"fuse-leader", "fuse-agent"}:
+        value = float(rng.randint(1, 60))
+    elif kind == "clock-jump":
+        value = round(rng.choice([-1, 1]) * rng.choice([5.0, 25.0, 120.0, 3700.0]), 1)
+        target = rng.choice([target, "leader", "leader"])
+    return Fault(at, kind, target, seconds, value)

@@ -22,7 +22,7 @@ from tests.sim.plan import make_plan
 from tests.sim.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from rebootd.core.decision import Decision
     from rebootd.core.model import Snapshot
@@ -60,7 +60,12 @@ def quiet_logs() -> None:
 
 
 def run_seed(
-    seed: int, *, profile: str = "", only: Collection[int] | None = None, verbose: bool = False, plan: Plan | None = None
+    seed: int,
+    *,
+    profile: str = "",
+    only: Collection[int] | None = None,
+    verbose: bool = False,
+    plan: Plan | None = None,
 ) -> Outcome:
     """Runs one seed, or the given plan, with all of its faults or ``only`` those with the given indexes."""
     plan = plan or make_plan(seed, profile=profile)
@@ -72,7 +77,7 @@ def run_world(world: World, faults: Sequence[tuple[int, Fault | None]] = ()) -> 
     """Plays a world with these faults (None: one that the caller has arranged) to its end."""
     random.seed(f"global {world.plan.seed}")
     people = People(world)
-    decide = leader_module.decide
+    decide: Callable[[Snapshot], Decision] = vars(leader_module)["decide"]
 
     def checked(snapshot: Snapshot) -> Decision:
         decision = decide(snapshot)

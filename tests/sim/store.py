@@ -6,14 +6,14 @@ suite holds to the real thing; here are only the ways in which calls get lost, l
 
 from __future__ import annotations
 
-import asyncio
-import builtins
 from typing import TYPE_CHECKING, Any
 
 from rebootd.core.errors import Conflict, Denied, OutcomeUnknown, RebootdError, Unreachable
 from rebootd.store.port import Entry, Node, Op, Session
 
 if TYPE_CHECKING:
+    import asyncio
+    import builtins
     import random
     from collections.abc import Callable, Sequence
 
@@ -99,9 +99,7 @@ class SimStore:
         self, prefix: str, *, consistent: bool = False, timeout: float = 30.0
     ) -> tuple[builtins.list[Entry], int]:
         """Every key under ``prefix``, and the index."""
-        found: tuple[builtins.list[Entry], int] = await self._ask(
-            lambda: self.servers.consul.listing(prefix), timeout
-        )
+        found: tuple[builtins.list[Entry], int] = await self._ask(lambda: self.servers.consul.listing(prefix), timeout)
         return found
 
     async def watch(self, prefix: str, index: int, wait: float) -> tuple[builtins.list[Entry], int]:

@@ -28,7 +28,7 @@ class World:
     def __init__(self, plan: Plan, *, verbose: bool = False) -> None:
         self.plan = plan
         self.verbose = verbose
-        self.loop = SimLoop()
+        self.loop = SimLoop()  # type: ignore[abstract]
         self._count = 0
         self.dns_away = 0
         self.log: list[str] = []

@@ -6,10 +6,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from tests.sim.planted import agents, coordinators, cores
-from tests.sim.planted.kind import Planted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.sim.planted.kind import Planted
 
 PLANTED: dict[str, Planted] = {p.name: p for p in (*cores.ALL, *coordinators.ALL, *agents.ALL)}
 

@@ -116,7 +116,9 @@ ALL = (
     Planted("intent-not-journaled", "the intent to reboot is kept in memory only", _forgetful("intent")),
     Planted("valid-for-ignored", "the agent does not mind how long a permit is valid", _valid_for_ever, "ambushes"),
     Planted("refusal-ignored", "the agent reboots whatever the answer says", _refusal_ignored, "operators"),
-    Planted("boot-id-not-reread", "the agent does not look at the boot_id before it reboots", _no_second_look, "ambushes"),
+    Planted(
+        "boot-id-not-reread", "the agent does not look at the boot_id before it reboots", _no_second_look, "ambushes"
+    ),
     Planted("marks-of-others-removed", "coming back removes the maintenance mark of people", _all_marks),
     Planted("boots-into-service", "a machine that boots is in service at once", _boots_into_service),
     Planted("mark-never-taken-away", "the out mark stays", _mark_stays),

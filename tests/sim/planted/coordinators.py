@@ -10,7 +10,7 @@ import msgspec
 from rebootd.consul.leadership import Leadership
 from rebootd.coordinator import fleet, leader, locks, reception
 from rebootd.core import settle
-from rebootd.core.errors import OutcomeUnknown, Unreachable
+from rebootd.core.errors import Conflict, Denied, OutcomeUnknown, TooLarge, Unreachable
 from rebootd.store import writer
 from rebootd.store.port import Lock, Set, Unlock
 from tests.sim.planted.kind import Planted
@@ -22,7 +22,7 @@ Patches = list["AbstractContextManager[Any]"]
 
 
 def _unfenced() -> Patches:
-    real = writer.transaction
+    from rebootd.store.writer_steps import transaction as real
 
     def bare(fence: Any, items: Any, seal: Any) -> Any:
         ops = real(fence, items, seal)
@@ -51,7 +51,7 @@ def _hasty() -> Patches:
                 return {op.key: 1 for op in ops if isinstance(op, Set | Lock | Unlock)}, False
             except Unreachable:
                 await self._pause(0)
-            except (writer.Conflict, writer.Denied, writer.TooLarge) as refusal:
+            except (Conflict, Denied, TooLarge) as refusal:
                 return refusal, False
 
     return [mock.patch.object(writer.FencedWriter, "_send", send)]
@@ -77,7 +77,7 @@ def _stale_boots() -> Patches:
 
     return [
         mock.patch.object(reception.Reception, "_accept", accept),
-        mock.patch.object(settle, "speaks_for", lambda *_: True),
+        mock.patch.object(settle, "speaks_for", return_value=True),
     ]
 
 
@@ -102,7 +102,7 @@ def _locks_dropped() -> Patches:
 
 
 def _always_speaks() -> Patches:
-    return [mock.patch.object(Leadership, "may_speak", lambda self: True)]
+    return [mock.patch.object(Leadership, "may_speak", return_value=True)]
 
 
 def _locks_kept() -> Patches:
@@ -111,13 +111,15 @@ def _locks_kept() -> Patches:
     return [mock.patch.object(decide, "unlocks_of", lambda _v, steps, _a: (steps, ()))]
 
 
-def _halt_unwatched() -> Patches:
-    real = leader.Leader._small_prefixes
+def _cycles_unwatched() -> Patches:
+    from rebootd.coordinator.follow import Follower
+
+    real = Follower.small_prefixes
 
     def fewer(self: Any) -> Any:
         return tuple(p for p in real(self) if not p.endswith("cycles/"))
 
-    return [mock.patch.object(leader.Leader, "_small_prefixes", fewer)]
+    return [mock.patch.object(Follower, "small_prefixes", fewer)]
 
 
 ALL = (
@@ -128,7 +130,12 @@ ALL = (
     Planted("stale-boot-accepted", "reports of superseded boots are taken", _stale_boots, "network"),
     Planted("observations-kept", "what machines told an earlier leader counts for the next", _kept_observations),
     Planted("locks-dropped-at-failover", "a new leader ends the sessions of the rack locks", _locks_dropped),
-    Planted("deposed-leader-speaks", "a leader that was not proved to lead answers all the same", _always_speaks, "everything"),
+    Planted(
+        "deposed-leader-speaks",
+        "a leader that was not proved to lead answers all the same",
+        _always_speaks,
+        "everything",
+    ),
     Planted("locks-never-released", "racks stay locked for ever", _locks_kept),
-    Planted("cycles-not-loaded", "a new leader knows no cycles", _halt_unwatched, "processes"),
+    Planted("cycles-not-loaded", "a new leader knows no cycles", _cycles_unwatched, "processes"),
 )

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from rebootd.core import admit, decide, directives, limits, permits, settle, view
 from rebootd.core.decision import Guard
 from rebootd.core.model import Observation, RackLock, State
+from rebootd.core.walk import waits
 from rebootd.core.windows import WindowVerdict
 from rebootd.core.wire import DirectiveKind, Report
 from tests.sim.planted.kind import Planted
@@ -105,7 +106,7 @@ def _never(*_: Any) -> bool:
 
 
 def _always_open() -> Patches:
-    return [mock.patch.object(view, "judge_windows", lambda *_: WindowVerdict(open=True))]
+    return [mock.patch.object(view, "judge_windows", return_value=WindowVerdict(open=True))]
 
 
 def _clock_ignored() -> Patches:
@@ -122,7 +123,7 @@ def _halted_return() -> Patches:
 
     def blocked(walk: Any, seen: Any) -> Any:
         if walk.view.snapshot.halt is not None:
-            return (settle.waits(walk.machine, "halt", "everything is halted"),)
+            return (waits(walk.machine, "halt", "everything is halted"),)
         return enabling(walk, seen)
 
     return [mock.patch.dict(settle._FOLLOW, {State.ENABLING: blocked})]
@@ -134,7 +135,7 @@ def _locked_return() -> Patches:
     def blocked(walk: Any, seen: Any) -> Any:
         lock = walk.view.snapshot.racks.get(walk.machine.rack)
         if lock is not None and lock.holder == "other":
-            return (settle.waits(walk.machine, "rack-lock", "the rack is locked"),)
+            return (waits(walk.machine, "rack-lock", "the rack is locked"),)
         return verifying(walk, seen)
 
     return [mock.patch.dict(settle._FOLLOW, {State.VERIFYING: blocked})]
@@ -145,7 +146,7 @@ def _early_unlock() -> Patches:
 
 
 def _endless_cycle() -> Patches:
-    return [mock.patch.object(decide, "finished", lambda *_: None)]
+    return [mock.patch.object(decide, "finished", return_value=None)]
 
 
 def _any_boot() -> Patches:
@@ -160,11 +161,11 @@ def _any_boot() -> Patches:
 
 
 def _no_reasons() -> Patches:
-    return [mock.patch.object(admit, "_explain", lambda *_: None)]
+    return [mock.patch.object(admit, "_explain", return_value=None)]
 
 
 def _no_deadlines() -> Patches:
-    return [mock.patch.object(settle, "overdue", lambda *_: 0.0)]
+    return [mock.patch.object(settle, "overdue", return_value=0.0)]
 
 
 def _no_enable() -> Patches:
@@ -211,14 +212,22 @@ ALL = (
         "limit-forgets-unseen", "machines that a new leader has not heard of count as available", _counting(_all_heard)
     ),
     Planted(
-        "foreign-lock-ignored", "a rack that an engineer has locked is not open", _counting(_no_foreign_locks), "operators"
+        "foreign-lock-ignored",
+        "a rack that an engineer has locked is not open",
+        _counting(_no_foreign_locks),
+        "operators",
     ),
     Planted("halt-ignored", "neither drain nor permit looks at the halt", _no_halt, "operators"),
     Planted("hold-ignored", "neither drain nor permit looks at holds", _no_holds, "operators"),
-    Planted("halt-unguarded", "the transaction of a permit does not check the halt", _guardless(Guard.NO_HALT), "ambushes"),
+    Planted(
+        "halt-unguarded", "the transaction of a permit does not check the halt", _guardless(Guard.NO_HALT), "ambushes"
+    ),
     Planted("hold-unguarded", "the transaction does not check holds", _guardless(Guard.NOT_HELD), "ambushes"),
     Planted(
-        "lock-unguarded", "the transaction does not check the lock of the rack", _guardless(Guard.RACK_LOCKED), "ambushes"
+        "lock-unguarded",
+        "the transaction does not check the lock of the rack",
+        _guardless(Guard.RACK_LOCKED),
+        "ambushes",
     ),
     Planted(
         "policy-unguarded", "the transaction does not check the policy", _guardless(Guard.POLICY_UNCHANGED), "ambushes"
@@ -234,5 +243,10 @@ ALL = (
     Planted("no-reasons", "waiting machines have no reason", _no_reasons),
     Planted("no-deadlines", "no state has a deadline", _no_deadlines, "hosts"),
     Planted("never-told-to-enable", "the directive to come back is never given", _no_enable),
-    Planted("lock-churn", "the lock of a rack with a quarantined machine is taken and given up for ever", _lock_churn, "hosts"),
+    Planted(
+        "lock-churn",
+        "the lock of a rack with a quarantined machine is taken and given up for ever",
+        _lock_churn,
+        "hosts",
+    ),
 )

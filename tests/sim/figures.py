@@ -1,0 +1,80 @@
+"""What the simulation does in a second of one core: for docs/performance.md."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rebootd.consul.leadership import Tuning
+from tests.sim.plan import Fault, Plan
+from tests.sim.run import quiet_logs, run_seed
+
+
+@dataclass(frozen=True)
+class Figures:
+    """``reboots`` and ``seeds`` are per second and per minute of one core; messages are between agents and daemons."""
+
+    reboots_per_second: float
+    messages_per_reboot: float
+    commits_per_reboot: float
+    hours_per_minute: float
+    seeds_per_minute: float
+
+
+def fleet_plan(machines: int = 40, cycles: int = 12) -> Plan:
+    """A fleet in four racks, half a rack at once, cycle after cycle, with faults of every kind that lets it go on."""
+    racks = {f"r{r}": [f"m{r}x{i}" for i in range(machines // 4)] for r in range(1, 5)}
+    faults = [Fault(60.0 + 40.0 * i, *TROUBLE[i % len(TROUBLE)], 10.0, 0.05) for i in range(2 * cycles)]
+    faults += [Fault(50.0 + 80.0 * i, "start") for i in range(cycles)]
+    return Plan(
+        seed=1,
+        profile="everything",
+        racks=racks,
+        labels={name: {"role": "web"} for names in racks.values() for name in names},
+        daemons=["ctl1", "ctl2", "ctl3"],
+        policy="racks:\n  open: 1\n  unavailable: 50%\nsettle: 20s\nfailure_budget: 100\n",
+        faults_for=80.0 * cycles,
+        faults=sorted(faults, key=lambda f: f.at),
+        boot_seconds=(2.0, 5.0),
+        hook_seconds=0.5,
+        tick=10.0,
+        tuning=Tuning(proof_every=2.0, proof_timeout=1.4, deadline=8.0, renew_every=5.0),
+    )
+
+
+TROUBLE = (
+    ("kill-leader", ""),
+    ("lossy", ""),
+    ("power-cut", "out"),
+    ("store-late", ""),
+    ("stop-leader", ""),
+    ("kill-agent", "out"),
+    ("session-ended", ""),
+    ("store-away", ""),
+    ("repeats", ""),
+)
+
+
+def measure(seeds: int = 30) -> Figures:
+    """Takes about a minute. Times are CPU seconds of this process."""
+    quiet_logs()
+    began = time.process_time()
+    fleet = run_seed(1, plan=fleet_plan())
+    took = time.process_time() - began
+    if not fleet.ok:
+        raise RuntimeError(fleet.violation)
+    reboots = fleet.counts["reboots"]
+    began = time.process_time()
+    hours = sum(run_seed(seed).hours for seed in range(seeds))
+    each = time.process_time() - began
+    return Figures(
+        reboots_per_second=reboots / took,
+        messages_per_reboot=fleet.messages / reboots,
+        commits_per_reboot=fleet.counts["commits"] / reboots,
+        hours_per_minute=60 * hours / each,
+        seeds_per_minute=60 * seeds / each,
+    )
+
+
+if __name__ == "__main__":
+    print(measure())

@@ -1,0 +1,207 @@
+"""What is true, as seen from outside: every record as it stands in the store, and what a leader can know of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from rebootd.core.errors import InvalidInput
+from rebootd.core.model import Cycle, CycleState, Machine, RackRecord, State
+from rebootd.core.policy import DEFAULT_POLICY, Policy, parse_policy
+from rebootd.core.states import WORKING
+
+if TYPE_CHECKING:
+    from rebootd.core.model import OpenWindow
+    from tests.sim.world import World
+
+FOREIGN_GRACE = 20.0
+"""Seconds that a foreign rack lock may be unknown to the leader (its watch may be late or cut)."""
+HEARD_GRACE = 20.0
+"""Seconds by which our idea of when a leader last heard of a machine may differ from its own."""
+SKEW_GRACE = 150.0
+"""Seconds after which a leader must have noticed that its clock is far off."""
+BACK_BOUND = 180.0
+"""Seconds, beside the soak, in which an undisturbed machine that is well must be back (S5)."""
+EVERY_DECISION = 3
+"""One of so many decisions is looked through for missing reasons."""
+STORM_TIME = 120.0
+STORM = 60
+"""Transactions for each machine in STORM_TIME seconds that only a loop without end can make."""
+PREFIX = "rebootd/"
+ENDED = {CycleState.DONE, CycleState.CANCELLED}
+
+
+class Violation(Exception):
+    """An invariant does not hold."""
+
+    def __init__(self, name: str, at: float, text: str) -> None:
+        self.name = name
+        self.at = at
+        super().__init__(f"{name} at {at:.3f} s: {text}")
+
+
+def boot_number(boot_id: str) -> int:
+    """Which boot of its machine it is."""
+    return int(boot_id.rpartition("-b")[2])
+
+
+class Seen:
+    """What is known from outside about one leadership."""
+
+    def __init__(self, daemon: str, session: str) -> None:
+        self.daemon = daemon
+        self.session = session
+        self.heard: dict[str, float] = {}
+        self.off_since: float | None = None
+
+
+class Truth:
+    """The outside picture of one world. ``counts`` is what happened, for the test that enough did."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.counts: dict[str, int] = defaultdict(int)
+        self.records: dict[str, Machine] = {}
+        """Every machine's record as it stands in the store."""
+        self.known: dict[str, Machine] = {}
+        """The same as a leader wrote or loaded it: what people wrote past it, it need not know."""
+        self.asides: set[str] = set()
+        self.known_asides: set[str] = set()
+        self.cycles: dict[str, Cycle] = {}
+        self.policy: Policy = DEFAULT_POLICY
+        self.permits: dict[str, dict[str, float]] = defaultdict(dict)
+        """boot_id: nonce: the true time until which its permit is valid."""
+        self.history: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
+        """Machine: version: (state, boot_id) as committed."""
+        self.enabling: set[str] = set()
+        """boot_ids for which a machine was told to come back into service."""
+        self.rebooted: dict[str, str] = {}
+        self.maintained: set[str] = set()
+        """Machines that a person put into maintenance (their mark must stay)."""
+        self.leadership: Seen | None = None
+        self.epoch = 0
+        self.epochs: dict[str, int] = {}
+        """Machine: the highest epoch that was delivered to its agent in this boot of the agent's journal."""
+        self.foreign_since: dict[str, float] = {}
+        self.disturbed_until = 0.0
+        self.waiting_since: dict[str, tuple[int, float]] = {}
+        self.in_service: dict[str, bool] = {}
+        self.permit_trick = ""
+        """What is done when the next permit is answered: ``restore``, ``freeze``, ``forget`` or ``delay``."""
+        self.epoch_at = 0.0
+        self._decisions = 0
+        self._commits_then = (0.0, 0)
+
+    def fail(self, name: str, text: str) -> None:
+        """Ends the run."""
+        violation = Violation(name, self.world.loop.now, text)
+        if self.world.loop.failure is None:
+            self.world.loop.failure = violation
+            self.world.say(f"VIOLATION {violation}")
+
+    def _machine(self, name: str, value: bytes | None, *, ours: bool) -> tuple[Machine | None, Machine | None]:
+        before = self.records.get(name)
+        after: Machine | None = None
+        self.asides.discard(name)
+        if value is not None:
+            try:
+                after = msgspec.json.decode(value, type=Machine)
+            except msgspec.MsgspecError:
+                self.asides.add(name)
+        if ours:
+            self.known_asides.discard(name)
+        if after is None:
+            self.records.pop(name, None)
+            if ours:
+                self.known.pop(name, None)
+            return before, None
+        self.records[name] = after
+        if ours:
+            self.known[name] = after
+        self.history[name][after.version] = (after.state.value, after.boot_id)
+        if after.state is State.ENABLING:
+            self.enabling.add(after.boot_id)
+        return before, after
+
+    def _cycle(self, name: str, value: bytes | None) -> None:
+        self.cycles.pop(name, None)
+        if value is not None:
+            try:
+                self.cycles[name] = msgspec.json.decode(value, type=Cycle)
+            except msgspec.MsgspecError:
+                return
+
+    def _policy(self, value: bytes) -> None:
+        try:
+            self.policy = parse_policy(value.decode())
+        except InvalidInput:
+            return
+
+    def _epoch(self, actor: str, value: bytes) -> None:
+        epoch = int(msgspec.json.decode(value)["epoch"])
+        if epoch <= self.epoch:
+            self.fail("EPOCH", f"{actor} begins epoch {epoch} after epoch {self.epoch}")
+        self.epoch = epoch
+        self.counts["leaderships"] += 1
+        holder = self.world.consul.entries[f"{PREFIX}leader"].session
+        self.leadership = Seen(actor, holder)
+        # Who is parked there will be heard as soon as the desk opens.
+        parked = self.world.daemons[actor].station.open.values()
+        self.leadership.heard = {call.box.name: self.world.loop.now for call in parked}
+        self.epoch_at = self.world.loop.now
+        self.known = dict(self.records)
+        self.known_asides = set(self.asides)
+        self.world.say(f"{actor} leads, epoch {epoch}")
+
+    def unavailable(self, name: str) -> bool:
+        """Whether the leader must count the machine as unavailable."""
+        known, actual = self.known[name], self.records.get(name)
+        if known.state is not State.IN_SERVICE:
+            # Edited or deleted by hand meanwhile, it may be either; then it is not held against the leader.
+            return actual is not None and actual.state is not State.IN_SERVICE
+        seen = self.leadership
+        if seen is None:
+            return True
+        heard = seen.heard.get(name)
+        if heard is None:
+            return True
+        return self.world.loop.now - heard > self.policy.unreachable_after + HEARD_GRACE + self.policy.clock_tolerance
+
+    def open_racks(self) -> set[str]:
+        """Racks with a machine on its way, and racks that others have had locked for a while."""
+        opened = {m.rack for m in self.records.values() if m.state in WORKING and m.rack}
+        now = self.world.loop.now
+        return opened | {rack for rack, since in self.foreign_since.items() if now - since > FOREIGN_GRACE}
+
+    def _look_at_locks(self) -> None:
+        entries, now = self.world.consul.entries, self.world.loop.now
+        for rack in self.world.plan.racks:
+            lock = entries.get(f"{PREFIX}racks/{rack}/.lock")
+            record = entries.get(f"{PREFIX}racks/{rack}/record")
+            holder = lock.session if lock is not None else ""
+            ours = ""
+            if record is not None:
+                try:
+                    ours = msgspec.json.decode(record.value, type=RackRecord).session
+                except msgspec.MsgspecError:
+                    ours = ""
+            if holder and holder != ours:
+                self.foreign_since.setdefault(rack, now)
+            else:
+                self.foreign_since.pop(rack, None)
+
+    def _windows(self) -> tuple[OpenWindow, ...]:
+        from rebootd.core.model import OpenWindow
+
+        prefix = f"{PREFIX}windows/"
+        return tuple(
+            msgspec.json.decode(e.value, type=OpenWindow)
+            for k, e in self.world.consul.entries.items()
+            if k.startswith(prefix)
+        )
+
+    def _who(self) -> str:
+        seen = self.leadership
+        return f"{seen.daemon} (epoch {self.epoch})" if seen else "nobody"
