@@ -22,7 +22,10 @@ DIST_GLIBC ?= 2_28
 dist_platforms = $(foreach arch,$(DIST_ARCHS),$(foreach py,$(DIST_PYTHONS),\
 	--platform manylinux_$(DIST_GLIBC)_$(arch)-cp-$(py).0-cp$(subst .,,$(py))))
 
-.PHONY: help venv test test-slow test-all check format demo bench consul datacenter dist clean distclean
+SEEDS ?= 2000
+SIM_ARGS ?=
+
+.PHONY: help venv test test-slow test-all check format demo sim bench consul datacenter dist clean distclean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +61,9 @@ format: $(STAMP) ## lay the code out as check wants it
 
 demo: $(STAMP) ## a whole cycle on this machine, with a killed leader; DEMO_ARGS="--racks 2 --machines 3"
 	@$(BIN)/rebootd demo $(DEMO_ARGS)
+
+sim: $(STAMP) ## the safety simulation; SEEDS=2000, SIM_ARGS="--profile hosts" or "--seed 17 -v" (docs/safety.md)
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(SIM_ARGS)
 
 bench: $(STAMP) ## the figures of docs/performance.md; BENCH_ARGS="..."
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from rebootd.consul.http import failure
-from rebootd.core.errors import NotFound, RebootdError
+from rebootd.core.errors import NotFound, RebootdError, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ CHECK_ID = "rebootd"
 CHECK_NAME = "rebootd: out of service"
 _NEVER = "87600h"
 _REASSERT = 60.0
+_LOOKS, _LOOK_EVERY = 20, 0.1
 _log = structlog.get_logger("rebootd.agent.outmark")
 
 
@@ -55,14 +56,30 @@ class AgentMark:
             if present is not None:
                 await _ask(self._consul, "PUT", f"/v1/agent/check/deregister/{CHECK_ID}")
             return
-        if isinstance(present, dict) and present.get("Status") == "critical" and not present.get("ServiceID"):
-            return
-        if present is not None:
-            # Registered again, a check keeps its status (Consul 1.8.7): one that was passed by hand would stay so.
-            await _ask(self._consul, "PUT", f"/v1/agent/check/deregister/{CHECK_ID}")
-        # A TTL that nobody renews turns critical by itself: even a lost status keeps the machine out.
-        check = {"ID": CHECK_ID, "Name": CHECK_NAME, "TTL": _NEVER, "Status": "critical", "Notes": why}
-        await _ask(self._consul, "PUT", "/v1/agent/check/register", check)
+        if not (isinstance(present, dict) and present.get("Status") == "critical" and not present.get("ServiceID")):
+            if present is not None:
+                # Registered again, a check keeps its status (Consul 1.8.7): one that was passed by hand would stay so.
+                await _ask(self._consul, "PUT", f"/v1/agent/check/deregister/{CHECK_ID}")
+            # A TTL that nobody renews turns critical by itself: even a lost status keeps the machine out.
+            check = {"ID": CHECK_ID, "Name": CHECK_NAME, "TTL": _NEVER, "Status": "critical", "Notes": why}
+            await _ask(self._consul, "PUT", "/v1/agent/check/register", check)
+        await self._seen_by_others()
+
+    async def _seen_by_others(self) -> None:
+        """Returns when the catalog shows the mark. Raises ``Refused`` when it does not for a while.
+
+        The local agent tells the servers in its own time: right after a server came back, a host whose agent had the
+        mark was still sent requests for 43 s [seen on Consul 1.8.7].
+        """
+        found = _decode(await _ask(self._consul, "GET", "/v1/agent/self"))
+        config = found.get("Config") if isinstance(found, dict) else None
+        node = config.get("NodeName") if isinstance(config, dict) else None
+        for _ in range(_LOOKS):
+            checks = _decode(await _ask(self._consul, "GET", f"/v1/health/node/{node}"))
+            if _stands(checks):
+                return
+            await asyncio.sleep(_LOOK_EVERY)
+        raise Refused("the local Consul agent has the mark, but the catalog does not show it yet")
 
 
 class CatalogMark:
@@ -75,20 +92,26 @@ class CatalogMark:
     async def apply(self, out: bool, why: str) -> None:
         """Sets or takes away the mark on the node. Raises ``NotFound`` while the node is not in the catalog."""
         found = _decode(await _ask(self._consul, "GET", f"/v1/health/node/{self._node}"))
-        checks = (
-            [c for c in found if isinstance(c, dict) and c.get("CheckID") == CHECK_ID]
-            if isinstance(found, list)
-            else []
-        )
-        if out and not any(check.get("Status") == "critical" for check in checks):
+        if out and not _stands(found):
             node = _decode(await _ask(self._consul, "GET", f"/v1/catalog/node/{self._node}"))
             if not isinstance(node, dict) or not isinstance(node.get("Node"), dict):
                 raise NotFound(f"node {self._node} is not in Consul's catalog")
             check = {"Node": self._node, "CheckID": CHECK_ID, "Name": CHECK_NAME, "Status": "critical", "Output": why}
             body = {"Node": self._node, "Address": node["Node"].get("Address"), "SkipNodeUpdate": True, "Check": check}
             await _ask(self._consul, "PUT", "/v1/catalog/register", body)
-        elif not out and checks:
+        elif not out and _marks(found):
             await _ask(self._consul, "PUT", "/v1/catalog/deregister", {"Node": self._node, "CheckID": CHECK_ID})
+
+
+def _marks(checks: Any) -> list[dict[str, Any]]:
+    """Our check among those of a node as ``/v1/health/node`` lists them."""
+    if not isinstance(checks, list):
+        return []
+    return [check for check in checks if isinstance(check, dict) and check.get("CheckID") == CHECK_ID]
+
+
+def _stands(checks: Any) -> bool:
+    return any(check.get("Status") == "critical" for check in _marks(checks))
 
 
 async def _ask(consul: Linked, method: str, path: str, body: object = None) -> bytes:

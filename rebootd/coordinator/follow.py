@@ -62,19 +62,21 @@ class Follower:
 
     async def _prefix(self, prefix: str) -> None:
         """People and other tools write these too: a halt with ``consul kv put``, a rack with ``consul lock``."""
-        index = 0
+        index = known = 0
         while True:
-            before = index
             try:
                 entries, index = await self._store.watch(prefix, index, WATCH_WAIT)
-                if index < before:
+                if index < known:
                     await self._look_for_reset(prefix)
+                known = index
             except IndexReset:
                 raise
             except StoreError as error:
                 # A halt or a foreign rack lock might be missed now: what is unknown is not safe.
                 self._fleet.faults[f"watch {prefix}"] = f"{prefix} cannot be watched: {error}"
                 log.warning("watch-failed", prefix=prefix, error=str(error))
+                # From 0 it answers at once: with the old index the fault would stand until something changes.
+                index = 0
                 await asyncio.sleep(0.5)
                 continue
             self._fleet.faults.pop(f"watch {prefix}", None)

@@ -5,21 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from rebootd.core.model import Hold, State
-from rebootd.core.model import Machine as Record
+from rebootd.core.model import State
 from rebootd.store.port import Delete, Set
+from tests.sim.ambushes import Ambushes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from rebootd.store.port import Op
-    from tests.sim.daemons import SimDaemon
     from tests.sim.machines import Machine
-    from tests.sim.people import People
     from tests.sim.plan import Fault
-    from tests.sim.world import World
 
 PATIENT = frozenset(
     {
@@ -32,12 +26,8 @@ AFTERMATH = 120.0
 """Seconds after a fault in which a return may still be delayed by it."""
 
 
-class Faults:
+class Faults(Ambushes):
     """Schedules a plan's faults in a world."""
-
-    def __init__(self, world: World, people: People) -> None:
-        self.world = world
-        self.people = people
 
     def schedule(self, faults: list[tuple[int, Fault]]) -> None:
         """All of them, by their index in the plan."""
@@ -76,9 +66,6 @@ class Faults:
             return machines[fault.target]
         names = sorted(machines)
         return machines[names[int(fault.at * 1000) % len(names)]]
-
-    def _leader(self) -> SimDaemon | None:
-        return self.world.leader()
 
     def _set(self, where: object, name: str, value: float) -> Callable[[], None]:
         setattr(where, name, value)
@@ -133,11 +120,6 @@ class Faults:
     def _store_twice(self, fault: Fault) -> Callable[[], None]:
         return self._set(self.world.servers.trouble, "twice", fault.value)
 
-    def _session_ended(self, fault: Fault) -> None:
-        entry = self.world.consul.entries.get("rebootd/leader")
-        if entry is not None and entry.session:
-            self.world.consul.destroy_session(entry.session)
-
     def _check_flaps(self, fault: Fault) -> Callable[[], None]:
         daemon = self.world.daemons[fault.target]
         self.world.consul.set_check(daemon.box.name, daemon.check, "critical")
@@ -146,117 +128,12 @@ class Faults:
     def _index_reset(self, fault: Fault) -> None:
         self.world.consul.reset_index()
 
-    # --- ambushes -------------------------------------------------------------------------------------
-
-    def _ambush(self, fault: Fault, what: Callable[[str, str], str]) -> Callable[[], None]:
-        """``what`` is called with machine and rack when a transaction that takes a machine to ``target`` is to land."""
-        servers, records = self.world.servers, self.world.checks.records
-
-        def ambush(actor: str, ops: Sequence[Op]) -> str | None:
-            for op in ops:
-                if not isinstance(op, Set) or not op.key.startswith("rebootd/machines/"):
-                    continue
-                record = msgspec.json.decode(op.value, type=Record)
-                before = records.get(record.name)
-                if before is not None and before.state == record.state:
-                    continue
-                if fault.target in {"any", record.state.value}:
-                    self.world.say(f"AMBUSH {fault.kind} at {record.name} -> {record.state.value} of {actor}")
-                    return what(record.name, record.rack)
-            return None
-
-        servers.ambushes.append(ambush)
-        return lambda: servers.ambushes.remove(ambush) if ambush in servers.ambushes else None
-
-    def _ambush_halt(self, fault: Fault) -> Callable[[], None]:
-        def spring(_name: str, _rack: str) -> str:
-            self.people.raw(Set("rebootd/control/halt", b"at the worst moment"))
-            self.world.loop.after(60.0, self.people.raw, Delete("rebootd/control/halt"))
-            return ""
-
-        return self._ambush(fault, spring)
-
-    def _ambush_hold(self, fault: Fault) -> Callable[[], None]:
-        def spring(name: str, _rack: str) -> str:
-            hold = Hold(kind="machine", name=name, since=self.world.true_time(), reason="at the worst moment")
-            self.people.raw(Set(f"rebootd/holds/machine/{name}", msgspec.json.encode(hold)))
-            self.world.loop.after(60.0, self.people.raw, Delete(f"rebootd/holds/machine/{name}"))
-            return ""
-
-        return self._ambush(fault, spring)
-
-    def _ambush_policy(self, fault: Fault) -> Callable[[], None]:
-        def spring(_name: str, _rack: str) -> str:
-            self.people.raw(Set("rebootd/policy", b"racks:\n  open: 1\n  unavailable: 0\nfailure_budget: 100\n"))
-            self.world.loop.after(60.0, self.people.raw, Set("rebootd/policy", self.world.plan.policy.encode()))
-            return ""
-
-        return self._ambush(fault, spring)
-
-    def _ambush_lock(self, fault: Fault) -> Callable[[], None]:
-        """Our rack lock is ended and taken by an engineer."""
-
-        def spring(_name: str, rack: str) -> str:
-            self.people.end_lock_session(rack)
-            self.people.take_rack(rack)
-            self.world.loop.after(60.0, self.people.give_rack, rack)
-            return ""
-
-        return self._ambush(fault, spring)
-
-    def _ambush_session(self, fault: Fault) -> Callable[[], None]:
-        """The leader loses its leadership."""
-
-        def spring(_name: str, _rack: str) -> str:
-            self._session_ended(fault)
-            return ""
-
-        return self._ambush(fault, spring)
-
-    def _ambush_kill(self, fault: Fault) -> Callable[[], None]:
-        """The leader is killed after it sent its transaction, which lands."""
-
-        def spring(_name: str, _rack: str) -> str:
-            self._kill_leader(fault)
-            return ""
-
-        return self._ambush(fault, spring)
-
-    def _ambush_lost(self, fault: Fault) -> Callable[[], None]:
-        """It lands, and the answer is lost."""
-        return self._ambush(fault, lambda *_: "lost")
-
-    def _ambush_late(self, fault: Fault) -> Callable[[], None]:
-        """It lands later, and nobody hears of it."""
-        return self._ambush(fault, lambda *_: "late")
-
-    def _ambush_boot_id(self, fault: Fault) -> None:
-        """A boot_id changes under a running agent just as its permit comes (a restored virtual machine)."""
-        self.world.checks.permit_trick = "restore"
-
-    def _ambush_freeze(self, fault: Fault) -> None:
-        """The agent is stopped just as its permit comes."""
-        self.world.checks.permit_trick = "freeze"
-
-    def _ambush_forget(self, fault: Fault) -> None:
-        """The agent loses its journal and its life just as its permit comes."""
-        self.world.checks.permit_trick = "forget"
-
-    def _ambush_answer(self, fault: Fault) -> None:
-        """The permit's answer is held up on its way."""
-        self.world.checks.permit_trick = "delay"
-
     # --- processes ------------------------------------------------------------------------------------
 
     def _kill_daemon(self, fault: Fault) -> None:
         process = self.world.daemons[fault.target].process
         if process is not None:
             process.kill()
-
-    def _kill_leader(self, fault: Fault) -> None:
-        leader = self._leader()
-        if leader is not None and leader.process is not None:
-            leader.process.kill()
 
     def _fuse_leader(self, fault: Fault) -> None:
         leader = self._leader()

@@ -7,30 +7,25 @@ from collections import Counter
 
 import pytest
 
-from tests.sim.__main__ import enough, run_seeds
+from tests.sim.__main__ import enough
 from tests.sim.interrupted import CUTS, run_cut
 from tests.sim.plan import Fault, make_plan
 from tests.sim.planted import plant
 from tests.sim.run import Outcome, quiet_logs, run_seed
 from tests.sim.shrink import shrink
 
-SEEDS = int(os.environ.get("SIM_SEEDS", "40"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "100"))
 
 
 def story(outcome: Outcome) -> str:
     return "\n".join([*outcome.log[-40:], f"replay: python -m tests.sim --seed {outcome.seed}", outcome.violation])
 
 
-@pytest.mark.parametrize("part", range(5))
-def test_every_invariant_holds(part: int) -> None:
-    share = SEEDS // 5
-    outcomes = run_seeds(part * share, share)
-    for outcome in outcomes:
-        assert outcome.ok, story(outcome)
-    reboots = sum(o.counts.get("reboots", 0) for o in outcomes)
-    leaderships = sum(o.counts.get("leaderships", 0) for o in outcomes)
-    assert reboots > 3 * share, "too little happened"
-    assert leaderships > 1.5 * share, "too little happened"
+@pytest.mark.timeout(400)
+def test_every_invariant_holds() -> None:
+    command = [sys.executable, "-m", "tests.sim", "--seeds", str(SEEDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("number", [1, 9, 12, 17])
