@@ -9,6 +9,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 TEST_ARGS ?=
+# Files are shared out among this many processes: most tests wait for real Consuls and real processes.
+TEST_JOBS ?= 2
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 DIST ?= dist
@@ -41,7 +43,7 @@ consul: $(STAMP) ## where Consul is; fetched into the project's cache if need be
 
 test: $(STAMP) ## the quick suites (under 5 minutes on 2 cores); TEST_ARGS="-k words"
 	@$(BIN)/python -m rebootd.consul.binary >/dev/null || true
-	$(BIN)/pytest -q -m "not slow" $(TEST_ARGS)
+	$(BIN)/pytest -q -m "not slow" -n $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
 test-slow: $(STAMP) ## what takes long: the one file, killing at every step, large fleets
 	@$(BIN)/python -m rebootd.consul.binary >/dev/null || true

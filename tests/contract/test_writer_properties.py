@@ -64,6 +64,7 @@ class Story:
         self.ids = count()
         self.lost = 0
         self.taken = 0
+        self.stored: dict[str, bytes] = {}
 
     async def begin(self) -> None:
         self.session = await self.store.create_session("a", lock_delay=1)
@@ -79,7 +80,11 @@ class Story:
         if not isinstance(ops[0], CheckSession):
             return
         self.fenced.append(index)
-        for stamp in {write_id(op.value) for op in ops if isinstance(op, Set) and not op.flags} & self.said.keys():
+        writes = [op for op in ops if isinstance(op, Set)]
+        # The writer's touch: the stored value once more, one flag bit flipped (so a second touch has no flag again).
+        touch = len(ops) == 2 and len(writes) == 1 and self.stored.get(writes[0].key) == writes[0].value
+        self.stored |= {op.key: op.value for op in writes}
+        for stamp in set() if touch else {write_id(op.value) for op in writes} & self.said.keys():
             self.landed[stamp] += 1
             self.landed_at[stamp] = index
 

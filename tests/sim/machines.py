@@ -161,6 +161,7 @@ class LocalConsul:
         self._machine = machine
         self.checks: dict[str, dict[str, Any]] = {}
         self.away = 0
+        self._catalog: list[dict[str, Any]] = []
 
     @property
     def http(self) -> LocalConsul:
@@ -176,15 +177,27 @@ class LocalConsul:
         process = self._machine.process
         if process is not None:
             process.here()
-        if path == "/v1/agent/checks":
-            return Response(200, {}, msgspec.json.encode(self.checks))
+        if method == "GET":
+            return Response(200, {}, msgspec.json.encode(self._read(path)))
         self._machine.world.checks.mark_changes(self._machine, method, path, body)
         if path == "/v1/agent/check/register" and body is not None:
             check = msgspec.json.decode(body)
             self.checks[check["ID"]] = check
         elif path.startswith("/v1/agent/check/deregister/"):
             self.checks.pop(path.rpartition("/")[2], None)
+        # The servers hear of it in the agent's own time.
+        self._machine.world.loop.after(self._machine.rng.uniform(0.005, 0.4), self._sync)
         return Response(200, {}, b"")
+
+    def _read(self, path: str) -> Any:
+        if path == "/v1/agent/checks":
+            return self.checks
+        if path == "/v1/agent/self":
+            return {"Config": {"NodeName": self._machine.name}}
+        return self._catalog
+
+    def _sync(self) -> None:
+        self._catalog = [{**check, "CheckID": key} for key, check in self.checks.items()]
 
 
 class SimOutside:

@@ -8,10 +8,29 @@ from tests.sim.planted import PLANTED
 SEEDS = 60
 
 
+QUICK = (
+    "unfenced-write",
+    "epoch-not-raised",
+    "answer-before-commit",
+    "intent-not-journaled",
+    "unlock-too-early",
+    "no-reasons",
+)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", sorted(PLANTED))
 def test_each_planted_bug_is_caught(name: str) -> None:
+    catch(name)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_some_are_caught_at_once(name: str) -> None:
+    catch(name)
+
+
+def catch(name: str) -> None:
     for seed in range(SEEDS):
         [outcome] = run_seeds(seed, 1, PLANTED[name].profile, name)
         if not outcome.ok:

@@ -33,11 +33,11 @@ def _unfenced() -> Patches:
 
 
 def _epoch_kept() -> Patches:
-    async def kept(self: Any) -> int:
-        entry = await self._store.get(self._keys.epoch, consistent=True)
+    async def kept(store: Any, _writer: Any, keys: Any, *_: Any) -> int:
+        entry = await store.get(keys.epoch, consistent=True)
         return int(msgspec.json.decode(entry.value)["epoch"]) if entry is not None else 1
 
-    return [mock.patch.object(leader.Leader, "_raise_epoch", kept)]
+    return [mock.patch.object(leader, "raise_epoch", kept)]
 
 
 def _hasty() -> Patches:

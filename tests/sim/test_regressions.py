@@ -1,0 +1,54 @@
+"""Small plans with the few faults by which the simulation found a bug (docs/bugs.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.sim.interrupted import small_plan
+from tests.sim.plan import Fault
+from tests.sim.run import Outcome, quiet_logs, run_seed
+
+
+def play(*faults: Fault, **changes: Any) -> Outcome:
+    quiet_logs()
+    plan = small_plan()
+    plan.faults = list(faults)
+    plan.failure_budget = 100
+    for name, value in changes.items():
+        setattr(plan, name, value)
+    outcome = run_seed(plan.seed, plan=plan)
+    assert outcome.ok, "\n".join([*outcome.log[-30:], outcome.violation])
+    return outcome
+
+
+def test_a_machine_in_service_that_loses_its_journal_comes_back() -> None:
+    play(Fault(200.0, "bad-journal", "m1a"))
+
+
+def test_a_record_that_is_made_anew_speaks_in_new_directives() -> None:
+    play(Fault(200.0, "edit-record", "m1a"), Fault(322.0, "power-cut", "m1a"), faults_for=1200.0)
+
+
+def test_a_host_that_comes_back_under_its_boot_id_reports_again() -> None:
+    play(Fault(21.0, "same-id", "m1a"), faults_for=1500.0)
+
+
+@pytest.mark.parametrize("kind", ["kill-leader", "session-ended"])
+def test_a_machine_that_misses_its_target_makes_no_storm(kind: str) -> None:
+    play(Fault(100.0, kind), target="kernel=never", faults_for=900.0)
+
+
+def test_a_store_that_counts_anew_is_read_anew() -> None:
+    outcome = play(Fault(45.0, "hold", "m2b", 100.0), Fault(60.0, "index-reset"), Fault(90.0, "raw-halt", "", 30.0))
+    assert outcome.counts["leaderships"] > 1
+
+
+@pytest.mark.parametrize("by", [-3700.0, 3700.0])
+def test_a_leader_whose_clock_jumps_takes_nobody_out_for_a_cycle(by: float) -> None:
+    play(Fault(21.0, "clock-jump", "leader", 800.0, by), faults_for=900.0, boot_seconds=(60.0, 90.0))
+
+
+def test_a_machine_that_fails_after_its_boot_makes_no_storm() -> None:
+    play(Fault(21.0, "post-boot-fails", "m1a", 800.0), faults_for=900.0)
