@@ -109,7 +109,7 @@ def test_a_proven_boot_serves_every_open_cycle_that_wanted_one(state: State) -> 
     assert step.after.outcomes == {"k1": "rebooted", "paused": "rebooted"}
 
 
-@pytest.mark.parametrize("state", WORKING)
+@pytest.mark.parametrize("state", sorted(WORKING))
 def test_a_boot_that_people_put_into_service_serves_the_cycle_too(state: State) -> None:
     step = step_of(decide(world(subject(state), "new boot by hand")))
     assert step is not None
@@ -166,7 +166,7 @@ def test_a_boot_that_does_not_reach_the_target_is_quarantined() -> None:
 
 
 @pytest.mark.parametrize("said", ["silence", "nothing new", "other step failed", "superseded boot", "another machine"])
-@pytest.mark.parametrize("state", WORKING)
+@pytest.mark.parametrize("state", sorted(WORKING))
 def test_a_deadline_quarantines_with_what_was_waited_for(state: State, said: str) -> None:
     limit = Deadlines().of(state)
     assert limit is not None
