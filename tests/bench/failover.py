@@ -85,6 +85,7 @@ class _Gap(msgspec.Struct, frozen=True):
 def run(rounds: int = 12, agents: int = 200) -> list[Figure]:
     """Kills and stops leaders in turns."""
     with fleet(agents, RACKS) as found:
+        found.wait_synced()
         found.start()
         killed, stopped = asyncio.run(_rounds(found, rounds, agents))
     return [
