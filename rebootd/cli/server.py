@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -37,7 +38,7 @@ from rebootd.store.consul import ConsulStore
 from rebootd.store.memory import MemoryConsul, MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from aiohttp import web
 
@@ -178,7 +179,7 @@ def _memory_nodes(text: str) -> dict[str, str]:
 
 def log_to_stderr(log_format: str, level: str) -> None:
     """One event, one line, on standard error: JSON or plain."""
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer(serializer=_line)
     if log_format == "plain":
         renderer = structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"])
     structlog.configure(
@@ -192,6 +193,14 @@ def log_to_stderr(log_format: str, level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _line(said: structlog.typing.EventDict, default: Callable[[object], object]) -> str:
+    try:
+        return msgspec.json.encode(said, enc_hook=default).decode()
+    except UnicodeEncodeError:
+        # Text that came in undecodable cannot be written as UTF-8; escaped it can.
+        return json.dumps(said, default=default)
 
 
 async def _serve(settings: ServerSettings, notifier: Notifier) -> None:

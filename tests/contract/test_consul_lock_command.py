@@ -39,6 +39,8 @@ async def consul_lock(agent: Agent, *words: str) -> AsyncIterator[asyncio.subpro
         str(locate()),
         "lock",
         f"-http-addr={agent.url}",
+        # Without $SHELL the command runs in /bin/sh, which keeps the child that it is to end: it would outlive us.
+        "-shell=false",
         *words,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -176,7 +176,8 @@ async def test_hand_edited_record_sets_one_machine_aside(dev_consul: Agent, tmp_
 
 async def test_consul_lock_keeps_rebootd_out(dev_consul: Agent, tmp_path: Path) -> None:
     async with scene(dev_consul, tmp_path, racks=2, machines=1) as s:
-        command = [str(locate()), "lock", f"-http-addr={dev_consul.url}", s.key("racks/r1"), "sleep 600"]
+        command = [str(locate()), "lock", f"-http-addr={dev_consul.url}", "-shell=false", s.key("racks/r1")]
+        command += ["sleep", "600"]
         engineer = await asyncio.create_subprocess_exec(*command, stdout=-3, stderr=-3)
         try:
 
