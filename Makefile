@@ -72,9 +72,10 @@ bench: $(STAMP) ## the figures of docs/performance.md; BENCH_ARGS="..."
 
 datacenter: $(STAMP) ## a data center in a box: real hosts, load, faults (root, Debian's tools); KEEP=1 leaves it up
 	@$(BIN)/python -m rebootd.consul.binary >/dev/null || true
+	@$(BIN)/python -m tests.e2e.box check
 	@$(BIN)/python -m tests.e2e.box rootfs
-	@$(MAKE) dist DIST=$(BUILD)/box DIST_PYTHONS=3.11 DIST_ARCHS=$$(uname -m)
-	BOX=1 KEEP=$(KEEP) BOX_ONE_FILE=$(BUILD)/box/rebootd $(BIN)/pytest -s -m slow tests/e2e/test_datacenter.py $(TEST_ARGS)
+	@$(MAKE) -o $(STAMP) dist DIST=$(BUILD)/box DIST_PYTHONS=$$($(BIN)/python -m tests.e2e.box python) DIST_ARCHS=$$(uname -m)
+	BOX=1 KEEP=$(KEEP) BOX_ONE_FILE=$(BUILD)/box/rebootd $(BIN)/pytest -s -m slow tests/e2e/test_datacenter*.py $(TEST_ARGS)
 
 dist: $(STAMP) ## dist/rebootd: one file for hosts and Nomad (dist/rebootctl is a second name of it)
 	@rm -rf $(BUILD)/wheel && mkdir -p $(BUILD)/wheel $(DIST)

@@ -80,8 +80,9 @@ class Agent:
             self._notifier.ready()
             async with asyncio.TaskGroup() as group:
                 watchdog = group.create_task(self._notifier.watchdog())
+                age = self._host.age()
                 name = await outside.name()
-                begin(self._journal, self._host, settings, name)
+                begin(self._journal, self._host, settings, name, age)
                 environ = hook_environment(self._environ, settings, name)
                 self._keeper = MarkKeeper(outside.mark(name), self._wanted)
                 self._runner = Runner(

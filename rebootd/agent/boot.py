@@ -24,19 +24,21 @@ KEPT_OUT = frozenset({"held", "quarantined"})
 _log = structlog.get_logger("rebootd.agent.boot")
 
 
-def begin(journal: Journal, host: Host, settings: AgentSettings, name: str) -> Record:
+def begin(journal: Journal, host: Host, settings: AgentSettings, name: str, age: float | None = None) -> Record:
     """Loads the journal and brings it to the present boot.
 
     No journal: on a host up for less than ``fresh_boot`` seconds this is a new boot; else the agent was installed on
     a living machine, which stays in service. A damaged journal: out of service until a coordinator says enable.
+    ``age`` is for how long (s) the host was up when the agent started, which may have waited for its name since.
     """
     boot_id = host.boot_id()
+    age = host.age() if age is None else age
     found = _load(journal)
     record = journal.record
     if found == "whole" and record.boot_id == boot_id:
         # An agent that starts lives: what was announced to the one before did not come, or is announced again.
         changes: dict[str, object] = {"name": name, "announced": "", "stopped": False}
-    elif found == "absent" and host.boottime() >= settings.fresh_boot and not host.soft_booted():
+    elif found == "absent" and age >= settings.fresh_boot and not host.soft_booted():
         _log.info("no journal on a living machine: installed here, it stays in service", boot_id=boot_id)
         passed = CheckResult("passed", "the agent was installed on a living machine")
         changes = {"name": name, "boot_id": boot_id, "in_service": True, "boot_check": passed, "since": host.now()}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
 import structlog
 from yarl import URL
 
-from rebootd.core.errors import InvalidInput, NotFound, RebootdError, Refused, Unauthorized, Unreachable
+from rebootd.agent.settings import tls_setting
+from rebootd.core.errors import Forbidden, InvalidInput, NotFound, RebootdError, Refused, Unauthorized, Unreachable
 from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Problem, Report
+from rebootd.tls.follow import ClientTls
+from rebootd.tls.identity import SERVER_NAME
+from rebootd.tls.words import why
 
 if TYPE_CHECKING:
     import random
@@ -30,7 +34,12 @@ PERMIT_TIMEOUT = 15.0
 RETRY_AFTER_LIMIT = 30.0
 _log = structlog.get_logger("rebootd.agent.client")
 
-_DEFINITE: dict[int, type[RebootdError]] = {401: Unauthorized, 404: NotFound, 409: Refused}
+_DEFINITE: dict[int, type[RebootdError]] = {
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Refused,
+}
 
 
 class Backoff:
@@ -84,16 +93,23 @@ class Line(Protocol):
 
 
 class HttpLine:
-    """A :class:`Line` over aiohttp."""
+    """A :class:`Line` over aiohttp. With ``tls`` the other side has to show a daemon's certificate before it hears a
+    word; its address and name do not count.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ClientTls | None = None) -> None:
+        self._tls = tls
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, url: str, body: bytes, headers: dict[str, str], timeout: float) -> Reply:
         """One request; a body beyond ``BODY_LIMIT`` is a ``ValueError``."""
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT)
+        secured: dict[str, Any] = {}
+        if self._tls is not None:
+            # New files make a new context, and thereby new connections; the old ones end when they are idle.
+            secured = {"ssl": self._tls.context(), "server_hostname": SERVER_NAME}
         async with self._open().post(
-            URL(url, encoded=True), data=body, headers=headers, timeout=limits, allow_redirects=False
+            URL(url, encoded=True), data=body, headers=headers, timeout=limits, allow_redirects=False, **secured
         ) as response:
             data = bytearray()
             async for chunk in response.content.iter_any():
@@ -123,7 +139,10 @@ class Coordinators:
     ) -> None:
         self._settings = settings
         self._find = find
-        self._line = line if line is not None else HttpLine()
+        self._secure = settings.tls.on
+        if line is None:
+            line = HttpLine(ClientTls(settings.tls, tls_setting) if self._secure else None)
+        self._line = line
         self._known: list[str] = []
         self._token = read_token(settings.token_file)
         self.leader = ""
@@ -197,9 +216,9 @@ class Coordinators:
         try:
             return await self._line.post(url + path, body, headers, timeout)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            why = str(error) or type(error).__name__
-            tried[url] = why
-            raise _NextError(why) from error
+            reason = why(error) or str(error) or type(error).__name__
+            tried[url] = reason
+            raise _NextError(reason) from error
 
     def _judge(self, status: int, headers: dict[str, str], data: bytes, answer: type[T]) -> T:
         if status == 200:
@@ -228,13 +247,18 @@ class Coordinators:
             port = target.port
         except ValueError as error:
             raise _NextError(f"redirects to {location[:100]!r}") from error
-        if target.scheme not in ("http", "https") or not target.host or not port:
+        downgraded = here.scheme == "https" and target.scheme != "https"
+        if downgraded or target.scheme not in ("http", "https") or not target.host or not port:
             raise _NextError(f"redirects to {location[:100]!r}")
         host = f"[{target.host}]" if ":" in target.host else target.host
         return f"{target.scheme}://{host}:{port}"
 
     async def _trusts(self, url: str) -> bool:
-        """The token goes to hosts that discovery names, never to whatever an answer points at."""
+        """The token goes to hosts that discovery names, never to whatever an answer points at. With certificates the
+        handshake decides: whoever is no daemon of this fleet hears nothing at all.
+        """
+        if self._secure:
+            return True
         if url in self._known or url in self._settings.coordinators:
             return True
         # What is known may be from long ago: a leader that was not up then is named by now.

@@ -153,7 +153,7 @@ class Discovery:
         return list(dict.fromkeys(healthy + others))
 
     def _url(self, address: str, port: int) -> str:
-        return f"{self._settings.scheme}://{f'[{address}]' if ':' in address else address}:{port}"
+        return f"{self._settings.spoken}://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 async def _resolve(resolver: dns.asyncresolver.Resolver, name: str | dns.name.Name, kind: str) -> dns.resolver.Answer:

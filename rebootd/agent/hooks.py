@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import stat
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from rebootd.agent.hook_files import hooks_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -39,30 +40,18 @@ class HookOutcome(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-def listed(folder: Path) -> list[Path]:
-    """The folder's executable regular files in name order; hidden files and editors' copies (``~``) are left out."""
-    try:
-        found = sorted(folder.iterdir(), key=lambda path: path.name)
-    except OSError:
-        return []
-    return [
-        path
-        for path in found
-        if not path.name.startswith(".") and not path.name.endswith("~") and path.is_file() and os.access(path, os.X_OK)
-    ]
-
-
 async def run_hooks(folder: Path, timeout: float, environ: Mapping[str, str]) -> HookOutcome:
-    """Runs the folder's hooks until one fails; ``timeout`` is per hook (seconds). A missing folder is empty."""
+    """Runs the folder's hooks until one fails; ``timeout`` is per hook (seconds). A missing folder is empty.
+
+    A hook that others than root could have written is not run, which is a failure as any other.
+    """
     told: list[str] = []
-    for path in listed(folder):
-        if path.stat().st_mode & stat.S_IWOTH:
-            outcome = Outcome(None, "", "is writable by everyone, not run")
-        else:
-            outcome = await run_program([str(path)], timeout, {**environ, "REBOOTD_HOOK": folder.name})
-        text = f"{folder.name}/{path.name}: {outcome.problem or 'ok'}" + (
-            f": {outcome.output}" if outcome.output else ""
-        )
+    for hook in hooks_in(folder):
+        name = folder.name if hook.path == folder else f"{folder.name}/{hook.path.name}"
+        if hook.refused:
+            return HookOutcome(ok=False, detail=f"{name}: not run: {hook.refused}")
+        outcome = await run_program([str(hook.path)], timeout, {**environ, "REBOOTD_HOOK": folder.name})
+        text = f"{name}: {outcome.problem or 'ok'}" + (f": {outcome.output}" if outcome.output else "")
         if outcome.problem:
             return HookOutcome(ok=False, detail=text)
         told.append(text)

@@ -82,6 +82,10 @@ class Host:
         """Seconds since the boot, suspension included (CLOCK_BOOTTIME); never set back."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
+    def age(self) -> float:
+        """Seconds that this host has been up at most. A container counts from its own start, not its kernel's."""
+        return min(self.boottime(), _age_of_init(self.boottime()))
+
     @staticmethod
     def now() -> float:
         """Seconds since the Unix epoch."""
@@ -136,6 +140,16 @@ class Host:
         except OSError:
             return ""
         return data[-OUTPUT_KEPT:].decode("utf-8", "replace").strip()
+
+
+def _age_of_init(boottime: float, stat: Path = Path("/proc/1/stat")) -> float:
+    """Seconds since the first process of this system was started; infinite where that is not told."""
+    try:
+        # The name of the program, in brackets, may hold anything.
+        started = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return float("inf")
+    return max(0.0, boottime - started / os.sysconf("SC_CLK_TCK"))
 
 
 def _newer(folder: Path, begun: float) -> bool:

@@ -33,7 +33,7 @@ IDLE_PAUSE = 30.0
 OUT_PAUSE = 5.0
 SPACING = 0.05
 COMPLAIN_EVERY = 60.0
-DETAIL_KEPT = 2000
+DETAIL_KEPT, DETAIL_BEGIN = 2000, 200
 KEEPS_OUT = frozenset({"draining", "drained", "held", "quarantined"})
 """States of a machine that a coordinator wants out of service."""
 _log = structlog.get_logger("rebootd.agent.loop")
@@ -217,4 +217,6 @@ class ReportLoop:
         last = self._runner.unsaved or (results[-1] if results else None)
         if last is None or len(last.detail) <= DETAIL_KEPT:
             return last
-        return msgspec.structs.replace(last, detail="..." + last.detail[-DETAIL_KEPT:])
+        # Its begin says which hook it was and how that ended, its end is what a program said last.
+        begin, end = last.detail[:DETAIL_BEGIN], last.detail[-(DETAIL_KEPT - DETAIL_BEGIN) :]
+        return msgspec.structs.replace(last, detail=f"{begin} ... {end}")

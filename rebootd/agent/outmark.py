@@ -34,6 +34,10 @@ class Mark(Protocol):
         """Sets the mark (``why`` is shown beside it) or takes it away."""
         ...
 
+    async def shown(self) -> bool:
+        """Whether somebody who asks Consul now, as a load balancer does, is shown the mark."""
+        ...
+
 
 class NoMark:
     """For fleets that take machines out by hooks alone."""
@@ -41,12 +45,17 @@ class NoMark:
     async def apply(self, out: bool, why: str) -> None:
         """Does nothing."""
 
+    async def shown(self) -> bool:
+        """There is nothing to see, and nobody looks."""
+        return True
+
 
 class AgentMark:
     """The mark on the local Consul agent, which keeps it over its own restarts and the host's."""
 
     def __init__(self, consul: Linked) -> None:
         self._consul = consul
+        self._node = ""
 
     async def apply(self, out: bool, why: str) -> None:
         """Sets or takes away the mark on the local agent."""
@@ -73,13 +82,17 @@ class AgentMark:
         """
         found = _decode(await _ask(self._consul, "GET", "/v1/agent/self"))
         config = found.get("Config") if isinstance(found, dict) else None
-        node = config.get("NodeName") if isinstance(config, dict) else None
+        self._node = str(config.get("NodeName")) if isinstance(config, dict) else ""
         for _ in range(_LOOKS):
-            checks = _decode(await _ask(self._consul, "GET", f"/v1/health/node/{node}"))
+            checks = _decode(await _ask(self._consul, "GET", f"/v1/health/node/{self._node}"))
             if _stands(checks):
                 return
             await asyncio.sleep(_LOOK_EVERY)
         raise Refused("the local Consul agent has the mark, but the catalog does not show it yet")
+
+    async def shown(self) -> bool:
+        """Whether the catalog shows it."""
+        return await _shown(self._consul, self._node)
 
 
 class CatalogMark:
@@ -101,6 +114,19 @@ class CatalogMark:
             await _ask(self._consul, "PUT", "/v1/catalog/register", body)
         elif not out and _marks(found):
             await _ask(self._consul, "PUT", "/v1/catalog/deregister", {"Node": self._node, "CheckID": CHECK_ID})
+
+    async def shown(self) -> bool:
+        """Whether the catalog shows it."""
+        return await _shown(self._consul, self._node)
+
+
+async def _shown(consul: Linked, node: str) -> bool:
+    try:
+        # Any server may answer, as with Consul's DNS: without a leader a load balancer still learns of the mark.
+        response = await consul.http.request("GET", f"/v1/health/node/{node}", [("stale", "")])
+    except RebootdError:
+        return False
+    return response.status == 200 and _stands(_decode(response.body))
 
 
 def _marks(checks: Any) -> list[dict[str, Any]]:
@@ -161,6 +187,10 @@ class MarkKeeper:
             verb = "set" if out else "taken away"
             return f"the out mark cannot be {verb} since {timeout:g} s: {self.problem or 'no answer'}"
         return ""
+
+    async def shown(self) -> bool:
+        """Whether others are shown the mark now."""
+        return await self._mark.shown()
 
     async def run(self) -> None:
         """Works until cancelled: at each kick, after failures again and again, and from time to time to re-assert."""

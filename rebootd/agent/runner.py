@@ -200,7 +200,7 @@ class Runner:
         problem = await self._keeper.reached(True, self._settings.mark_timeout)
         if not problem:
             self.doing = "drain: waiting for traffic to leave"
-            problem = await self._traffic.gone()
+            problem = await self._traffic.gone(self._keeper.shown)
         if problem:
             return HookOutcome(ok=False, detail=problem)
         outcome = await self._hooks("drain.d", directive)
@@ -213,7 +213,7 @@ class Runner:
 
     async def drain_hooks(self) -> HookOutcome:
         """Runs ``drain.d`` with no directive, before a shutdown by others; their time is bounded by the caller."""
-        problem = await self._traffic.gone()
+        problem = await self._traffic.gone(self._keeper.shown)
         if problem:
             _log.warning("traffic", problem=problem)
         environ = {**self._environ, "REBOOTD_KIND": "drain", "REBOOTD_BOOT_ID": self._journal.record.boot_id}

@@ -10,6 +10,7 @@ import msgspec
 import yaml
 
 from rebootd.core.errors import InvalidInput
+from rebootd.tls.files import TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,12 +32,15 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     host's name. ``consul``: address of the Consul to talk to; not given, Consul's own environment variables, else
     ``127.0.0.1:8500``. ``mark``: where the out mark goes: ``agent`` (local Consul agent), ``catalog`` (for hosts
     without one) or ``none``. ``dns``: DNS servers to ask in order, each ``address:port`` or ``system``.
-    ``coordinators``: URLs that replace discovery (tests, a fleet without Consul DNS). ``detect``: which sources say
-    whether a reboot is required (see :mod:`rebootd.agent.detect`), ``auto``: those that fit the distribution.
-    ``kernel``: told instead of the running one. ``reboot_method``: how this host reboots unless a directive says
-    otherwise; ``reboot_command`` is that of the method ``reboot``. ``userspace_command`` tells how often only the
-    userspace was rebooted. ``traffic_wait``: how long a drain waits after the out mark; with ``traffic_ports``, until
-    no connection from other hosts was seen on them for so long, and after ``traffic_timeout`` the drain fails.
+    ``coordinators``: URLs that replace discovery (tests, a fleet without Consul DNS). ``tls_ca``: the authority that
+    daemons' certificates come from; with it only https is spoken, and only to a certificate that says daemon, whatever
+    its address. ``tls_cert`` and ``tls_key``: what this machine shows; ``tls_crl``: revocation lists. ``detect``: which
+    sources say whether a reboot is required (see :mod:`rebootd.agent.detect`), ``auto``: those that fit the
+    distribution. ``kernel``: told instead of the running one. ``reboot_method``: how this host reboots unless a
+    directive says otherwise; ``reboot_command`` is that of the method ``reboot``. ``userspace_command`` tells how often
+    only the userspace was rebooted. ``traffic_wait``: how long a drain waits after the out mark; with
+    ``traffic_ports``, until no connection from other hosts was seen on them for so long, and after ``traffic_timeout``
+    the drain fails.
     ``target``: the systemd unit that is reached while in service. ``on_unreachable``: what a booted host does that no
     coordinator answers. ``inhibit``: whether others' shutdowns are delayed for a drain (``auto``: when the agent is a
     service of systemd).
@@ -63,6 +67,10 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     scheme: str = "http"
     coordinators: tuple[str, ...] = ()
     token_file: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_crl: str = ""
     wait_out: Seconds = 5
     wait_idle: Seconds = 60
     answer_grace: Seconds = 5
@@ -92,6 +100,16 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     detect_command: tuple[str, ...] = ()
     detect_timeout: Seconds = 30
     textfile: str = ""
+
+    @property
+    def tls(self) -> TlsFiles:
+        """The files of TLS; off without ``tls_ca``."""
+        return TlsFiles(ca=self.tls_ca, cert=self.tls_cert, key=self.tls_key, crl=self.tls_crl)
+
+    @property
+    def spoken(self) -> str:
+        """``https`` or ``http``: what coordinators that discovery names speak."""
+        return "https" if self.tls.on else self.scheme
 
     @property
     def journal(self) -> Path:
@@ -212,6 +230,10 @@ def _cross_check(settings: AgentSettings) -> None:
     for url in settings.coordinators:
         if not re.fullmatch(r"https?://[^/?#@\s]+", url.rstrip("/")):
             raise InvalidInput("coordinators", url, "URLs such as http://10.0.0.1:8473")
+        if settings.tls.on and not url.startswith("https://"):
+            raise InvalidInput("coordinators", url, "https:// URLs, since tls_ca is given")
+    if settings.tls.on:
+        settings.tls.check(tls_setting)
     _check_traffic(settings)
     if "command" in settings.detect and not settings.detect_command:
         raise InvalidInput("detect_command", "", "a command, since detect names 'command'")
@@ -221,6 +243,11 @@ def _cross_check(settings: AgentSettings) -> None:
         raise InvalidInput("target", settings.target, "the name of a target or service of systemd")
     # Read once here, so that a bad duration is told at the start.
     _ = settings.enable_after
+
+
+def tls_setting(name: str) -> str:
+    """The setting of ``ca``, ``cert``, ``key`` or ``crl``."""
+    return f"tls_{name}"
 
 
 def _check_traffic(settings: AgentSettings) -> None:

@@ -1,4 +1,8 @@
-"""Whether traffic has left this host: connections from elsewhere on its ports, as the kernel lists them."""
+"""Whether traffic has left this host: connections from elsewhere on its ports, as the kernel lists them.
+
+Connections that last a millisecond are seen by luck only, so the time that a load balancer is given to notice the out
+mark must be one in which it can: while nobody can read the mark in Consul, no time passes here.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 LOOK = 0.1
 """Seconds between two looks."""
+ASK = 0.5
+"""Seconds between two questions whether the mark can be read, and the longest that one of them may take."""
 _CLOSED = frozenset({"06", "07", "0A"})
 """TIME_WAIT, CLOSE, LISTEN: every other state may still carry a request or its answer."""
 
@@ -32,26 +38,59 @@ class Traffic:
         self._patience = patience
         self._look = look if look is not None else connections
 
-    async def gone(self) -> str:
-        """Returns ``""`` when it has left, or what is still there."""
-        if not self._ports:
-            await asyncio.sleep(self._quiet)
+    async def gone(self, shown: Callable[[], Awaitable[bool]]) -> str:
+        """Returns ``""`` when it has left, or what is still there. ``shown``: whether others can read the mark now."""
+        if not self._ports and not self._quiet:
             return ""
+        sight = _Sight(shown)
+        asking = asyncio.create_task(sight.keep())
+        try:
+            return await self._wait(sight)
+        finally:
+            asking.cancel()
+
+    async def _wait(self, sight: _Sight) -> str:
         loop = asyncio.get_running_loop()
         start = last = loop.time()
         while True:
             try:
-                left = self._look(self._ports)
+                left = self._look(self._ports) if self._ports else 0
             except OSError as error:
                 return f"connections cannot be counted: {error}"
-            if left:
+            if left or not sight.clear(loop.time()):
                 last = loop.time()
             if loop.time() - last >= self._quiet:
                 return ""
             if loop.time() - start >= self._patience + self._quiet:
                 ports = ", ".join(map(str, sorted(self._ports)))
-                return f"traffic has not left within {self._patience:g} s: {left} connections on {ports}"
+                why = f"{left} connections on {ports}" if left else "the out mark cannot be read in Consul"
+                return f"traffic has not left within {self._patience:g} s: {why}"
             await asyncio.sleep(LOOK)
+
+
+class _Sight:
+    """Asks again and again whether the mark can be read."""
+
+    def __init__(self, shown: Callable[[], Awaitable[bool]]) -> None:
+        self._shown = shown
+        self._seen = asyncio.get_running_loop().time()
+
+    def clear(self, now: float) -> bool:
+        """Whether it could be read a moment ago."""
+        return now - self._seen <= 2 * ASK
+
+    async def keep(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            asked = loop.time()
+            try:
+                async with asyncio.timeout(ASK):
+                    if await self._shown():
+                        self._seen = asked
+            except TimeoutError:
+                continue
+            await asyncio.sleep(ASK)
 
 
 def connections(ports: frozenset[int], tables: Iterable[Path] = TABLES) -> int:

@@ -9,11 +9,14 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from rebootd.api import machines, operator, plans, stream
+from rebootd.api import openapi, route, table
 from rebootd.api.bodies import problem
+from rebootd.api.daemon import DOCUMENT
 from rebootd.api.door import DOOR, Door
+from rebootd.api.guard import Guard
 from rebootd.core.errors import (
     Denied,
+    Forbidden,
     InvalidInput,
     NotFound,
     OutcomeUnknown,
@@ -35,30 +38,18 @@ MAX_BODY = 256 * 1024
 log = structlog.get_logger(__name__)
 
 
-def make_app(office: Office, *, token: str = "", metrics: Callable[[], bytes] | None = None) -> web.Application:
-    """The application. ``token`` "" asks for none; ``metrics`` renders what ``GET /metrics`` answers."""
-    door = Door(office, token=token, metrics=metrics)
+def make_app(
+    office: Office, *, token: str = "", metrics: Callable[[], bytes] | None = None, guard: Guard | None = None
+) -> web.Application:
+    """The application. ``metrics`` renders what ``GET /metrics`` answers. Who asks is told by ``guard``; without one
+    by the shared ``token`` alone, and ``""`` asks for none.
+    """
+    door = Door(office, table.ROUTES, guard or Guard(token=token), metrics=metrics)
     app = web.Application(middlewares=[_front(door)], client_max_size=MAX_BODY)
     app[DOOR] = door
-    app.router.add_get("/healthz", _healthz)
-    app.router.add_get("/metrics", _metrics)
-    # Machine routes come first: aiohttp looks through them in order, and they are nearly all of the traffic.
-    machines.add_routes(app)
-    stream.add_routes(app)
-    operator.add_routes(app)
-    plans.add_routes(app)
+    app[DOCUMENT] = openapi.rendered()
+    route.add(app, table.ROUTES)
     return app
-
-
-async def _healthz(_request: web.Request) -> web.Response:
-    return web.json_response({"status": "ok"})
-
-
-async def _metrics(request: web.Request) -> web.Response:
-    render = request.app[DOOR].metrics
-    if render is None:
-        raise NotFound("this daemon keeps no metrics")
-    return web.Response(body=render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
 def _front(door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -69,7 +60,7 @@ def _front(door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
-            door.admit(request)
+            await door.admit(request)
             return await handler(request)
         except RebootdError as error:
             return _answer_error(error)
@@ -92,6 +83,8 @@ def _answer_error(error: RebootdError) -> web.Response:
             return problem(400, said)
         case Unauthorized():
             return problem(401, Problem(error=str(error)), {"WWW-Authenticate": "Bearer"})
+        case Forbidden():
+            return problem(403, Problem(error=str(error)))
         case NotFound():
             return problem(404, Problem(error=str(error)))
         case Refused():

@@ -7,17 +7,20 @@ parked while nobody does. A redirect carries the path and the query and nothing 
 from __future__ import annotations
 
 import asyncio
-import hmac
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from rebootd.core.errors import NotLeader, Unauthorized
+from rebootd.api.callers import caller, remember
+from rebootd.core.caller import OPEN, Caller, Role
+from rebootd.core.errors import Forbidden, NotLeader, Unauthorized
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
+    from rebootd.api.guard import Guard
+    from rebootd.api.route import Route
     from rebootd.coordinator.desk import Desk, Office
 
 T = TypeVar("T")
@@ -25,28 +28,63 @@ T = TypeVar("T")
 PARK = 5.0
 """Seconds that a request without a wait of its own is parked while nobody leads."""
 MAX_PARK = 60.0
-OPEN_PATHS = frozenset({"/healthz", "/metrics"})
 RETRY = 0.02
 
 
 class Door:
-    """What every route needs: the office, the token and the metrics. One per application."""
+    """What every route needs: the office, the guard and the metrics. One per application."""
 
-    def __init__(self, office: Office, *, token: str = "", metrics: Callable[[], bytes] | None = None) -> None:
+    def __init__(
+        self,
+        office: Office,
+        routes: Sequence[Route],
+        guard: Guard,
+        *,
+        metrics: Callable[[], bytes] | None = None,
+    ) -> None:
         self.office = office
         self.metrics = metrics
-        self._bearer = b"Bearer " + token.encode() if token else b""
+        self._guard = guard
+        self._routes = {route.handler: route for route in routes}
+        if len(self._routes) != len(routes):
+            raise ValueError("two routes with one handler: their roles could not be told apart")
 
-    def admit(self, request: web.Request) -> None:
-        """Raises Unauthorized unless the token is right, or none is asked for."""
-        if self._bearer and request.path not in OPEN_PATHS:
-            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(given, self._bearer):
-                raise Unauthorized("this daemon asks for its token: Authorization: Bearer <token>")
+    async def admit(self, request: web.Request) -> None:
+        """Finds out who asks and whether that is enough for the route: default deny.
+
+        Raises Unauthorized for nobody, Forbidden for somebody who may not, StoreError when Consul cannot tell who.
+        """
+        route = self._routes.get(request.match_info.handler)
+        if route is not None and route.role == OPEN:
+            return
+        who = await self._guard.caller(request)
+        remember(request, who)
+        self._judge(request, route, who)
         # Without a token, a web page that an operator happens to look at could command a daemon on loopback.
         origin = request.headers.get("Origin")
         if origin is not None and request.method not in {"GET", "HEAD"} and _host(origin) != request.host:
             raise Unauthorized(f"requests from pages of {origin[:80]} are not accepted")
+
+    def _judge(self, request: web.Request, route: Route | None, who: Caller) -> None:
+        if who.kind == "anonymous":
+            if route is not None and route.bare and not self._guard.tls:
+                return
+            raise Unauthorized(f"this daemon asks who you are: {self._guard.wanted}")
+        if route is None:
+            # What is in no table is served to nobody; a path or method that does not exist may be told.
+            if request.match_info.http_exception is None:
+                raise Forbidden(f"{request.path[:200]} is for nobody")
+            return
+        need(who, route.role, f"{request.method} {request.path[:200]}")
+        if route.role == Role.MACHINE and not who.may_speak_for(name := request.match_info["name"]):
+            raise Forbidden(f"the certificate is machine {who.identity}'s: it may not speak for {name[:128]}")
+
+    def demand(self, request: web.Request, asked: object) -> None:
+        """What the body asks for may need a higher role than the route. Raises Forbidden."""
+        route = self._routes[request.match_info.handler]
+        for field, role in route.stricter.items():
+            if getattr(asked, field):
+                need(caller(request), role, f"{field} at {request.method} {request.path[:200]}")
 
     async def lead(
         self, request: web.Request, act: Callable[[Desk], Awaitable[web.StreamResponse]], wait: float = PARK
@@ -70,6 +108,13 @@ class Door:
                 raise NotLeader("no daemon leads at present")
             # An office may know that somebody leads a moment before it knows where.
             await asyncio.sleep(min(RETRY, remaining))
+
+
+def need(who: Caller, least: str, what: str) -> None:
+    """Raises Forbidden unless ``who`` has the role for ``what``."""
+    if not who.may(least):
+        has = f"the role {who.role}" if who.role else "no role"
+        raise Forbidden(f"{what} needs the role {least}; {who.kind} {who.identity} has {has}")
 
 
 def _host(origin: str) -> str:

@@ -1,25 +1,30 @@
 """Where a daemon may listen, and the server itself.
 
-Until certificates protect the wire, a daemon listens on loopback only, or asks every caller for a shared token that it
-reads from a file; anything else is refused at start.
+A daemon listens on loopback, or with certificates, or asks every caller for a shared token that it reads from a file;
+anything else is refused at start unless somebody says that it is meant.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import re
 import resource
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from aiohttp import web
 
+from rebootd.api.connections import DEFAULT_LIMITS, Limits, Runner
 from rebootd.core.errors import InvalidInput
+from rebootd.tls.listener import HANDSHAKE_TIME
 
 if TYPE_CHECKING:
+    import ssl
     from pathlib import Path
+
+    from aiohttp import web
 
 DEFAULT_PORT = 8473
 BACKLOG = 4096
@@ -34,16 +39,16 @@ _ACCEPTED = "host:port, such as 127.0.0.1:8473 or [::1]:8473 (port 0 takes a fre
 
 
 class Listen(msgspec.Struct, frozen=True):
-    """Where to listen and the token to ask for (``""``: none, which is only so on loopback)."""
+    """Where to listen and the shared token that counts (``""``: none)."""
 
     host: str
     port: int
     token: str = ""
 
 
-def parse_listen(address: str, token_file: Path | None = None) -> Listen:
+def parse_listen(address: str, token_file: Path | None = None, *, tls: bool = False, insecure: bool = False) -> Listen:
     """The start rules. Raises InvalidInput for a bad address or token file, and for an address that
-    others can reach without a token file.
+    others can reach with neither certificates nor a token, unless ``insecure`` says that everybody may everything.
     """
     match = _ADDRESS.fullmatch(address.strip())
     if match is None or not address.strip():
@@ -53,8 +58,8 @@ def parse_listen(address: str, token_file: Path | None = None) -> Listen:
     if port > 65535:
         raise InvalidInput("listen", address, _ACCEPTED)
     token = read_token(token_file) if token_file is not None else ""
-    if not token and not is_loopback(host):
-        accepted = "a loopback address (127.0.0.1, ::1, localhost), or --token-file beside any other"
+    if not (token or tls or insecure or is_loopback(host)):
+        accepted = "a loopback address (127.0.0.1, ::1, localhost), or --tls-ca or --token-file beside any other"
         raise InvalidInput("listen", address, accepted)
     return Listen(host, port, token)
 
@@ -89,31 +94,59 @@ def read_token(path: Path, field: str = "token-file") -> str:
 
 
 class Serving:
-    """A server that runs. ``url`` is where it can be reached, by its bound address."""
+    """A server that runs. ``url`` is where it can be reached, by its bound address; ``gate`` tells who is connected."""
 
-    def __init__(self, runner: web.AppRunner, host: str, port: int) -> None:
+    def __init__(self, runner: Runner, server: asyncio.Server, host: str, *, tls: bool) -> None:
         self._runner = runner
-        self.port = port
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._servers = [server]
+        self.gate = runner.gate
+        self.port = int(server.sockets[0].getsockname()[1])
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if tls else 'http'}://{shown}:{self.port}"
+
+    async def renew(self, context: ssl.SSLContext) -> None:
+        """New connections get ``context`` from now on; those that are open stay as they are, and none is refused."""
+        old = self._servers
+        # The same sockets under new names: what waits to be accepted stays in their queue.
+        sockets = [sock.dup() for server in old for sock in server.sockets]
+        self._servers = [await _listen(self._runner, context, sock=sock) for sock in sockets]
+        for server in old:
+            server.close()
 
     async def close(self) -> None:
         """Stops listening, gives running requests ``GRACE`` seconds, and ends them."""
+        for server in self._servers:
+            server.close()
         await self._runner.cleanup()
 
 
-async def serve(app: web.Application, host: str, port: int) -> Serving:
-    """Serves ``app``. Raises OSError when the address cannot be bound."""
+async def serve(
+    app: web.Application,
+    host: str,
+    port: int,
+    limits: Limits = DEFAULT_LIMITS,
+    context: ssl.SSLContext | None = None,
+) -> Serving:
+    """Serves ``app``, over TLS with a ``context``. Raises OSError when the address cannot be bound."""
     lift_open_files()
-    runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, shutdown_timeout=GRACE, keepalive_timeout=75.0
-    )
+    runner = Runner(app, limits, handler_cancellation=True, shutdown_timeout=GRACE)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        server = await _listen(runner, context, host=host, port=port)
     except OSError:
         await runner.cleanup()
         raise
-    return Serving(runner, host, int(runner.addresses[0][1]))
+    return Serving(runner, server, host, tls=context is not None)
+
+
+async def _listen(runner: Runner, context: ssl.SSLContext | None, **where: Any) -> asyncio.Server:
+    # Not a site of aiohttp's: those take no limit for the handshake, and cannot change their context.
+    if runner.server is None:
+        raise RuntimeError("the runner is not set up")
+    limit = HANDSHAKE_TIME if context is not None else None
+    return await asyncio.get_running_loop().create_server(
+        runner.server, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=limit, **where
+    )
 
 
 def lift_open_files() -> None:

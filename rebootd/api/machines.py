@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from rebootd.api.bodies import answer, decode, read
+from rebootd.api.bodies import answer, decode, query, read
 from rebootd.api.door import DOOR, to_the_end
+from rebootd.api.route import Route
 from rebootd.core.errors import InvalidInput, NotLeader
 from rebootd.core.inputs import parse_name, parse_token
-from rebootd.core.wire import PermitRequest, Report
+from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -24,12 +25,6 @@ LARGEST = 2**53
 
 _reports = msgspec.json.Decoder(Report)
 _permits = msgspec.json.Decoder(PermitRequest)
-
-
-def add_routes(app: web.Application) -> None:
-    """Adds the machine routes."""
-    app.router.add_post("/v1/machines/{name}/report", _report)
-    app.router.add_post("/v1/machines/{name}/permit", _permit)
 
 
 async def _report(request: web.Request) -> web.StreamResponse:
@@ -49,6 +44,7 @@ async def _report(request: web.Request) -> web.StreamResponse:
 
 
 async def _read_report(request: web.Request) -> Report:
+    _no_query(request)
     report = decode(_reports, await read(request, MAX_REPORT))
     _check_name(request, report.name)
     # Records keep the last boot_ids, and must stay small.
@@ -62,6 +58,7 @@ async def _read_report(request: web.Request) -> Report:
 
 
 async def _permit(request: web.Request) -> web.StreamResponse:
+    _no_query(request)
     asked = decode(_permits, await read(request, MAX_REPORT))
     _check_name(request, asked.name)
     parse_token(asked.nonce, "nonce")
@@ -75,7 +72,37 @@ async def _permit(request: web.Request) -> web.StreamResponse:
     return await request.app[DOOR].lead(request, act)
 
 
+def _no_query(request: web.Request) -> None:
+    # Looking into the query costs more than looking whether there is one.
+    if "?" in request.path_qs:
+        query(request)
+
+
 def _check_name(request: web.Request, name: str) -> None:
     if name != request.match_info["name"]:
         raise InvalidInput("name", name, f"the name in the path, {request.match_info['name'][:128]!r}")
     parse_name(name, "name")
+
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/v1/machines/{name}/report",
+        handler=_report,
+        summary="What a machine says of itself; answers what it is to do, and waits for news as it asks",
+        role="machine",
+        body=Report,
+        answer=Answer,
+        errors=(409,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/machines/{name}/permit",
+        handler=_permit,
+        summary="May this machine reboot this boot_id now? A refusal is a 200 that says why",
+        role="machine",
+        body=PermitRequest,
+        answer=PermitAnswer,
+        errors=(409,),
+    ),
+)

@@ -7,25 +7,26 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rebootd.api import shapes, views, views_gates, views_places
+from rebootd.api import asking, shapes, views, views_gates, views_places
 from rebootd.api.bodies import answer, decode, query, read
+from rebootd.api.callers import because
 from rebootd.api.door import DOOR, to_the_end
+from rebootd.api.route import Handler, Parameter, Route
 from rebootd.core import operations, operations_cycles, operations_policy
 from rebootd.core.errors import InvalidInput
-from rebootd.core.model import CycleState
-from rebootd.core.operations_inputs import Because
+from rebootd.core.model import CycleState, State
 from rebootd.core.policy import render_policy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Mapping
 
     from aiohttp import web
 
     from rebootd.coordinator.desk import Desk
     from rebootd.core.decision import Change
-    from rebootd.core.model import Event, Snapshot
+    from rebootd.core.model import Event
+    from rebootd.core.operations_inputs import Because
 
-    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
     Show = Callable[[Desk, web.Request], msgspec.Struct]
 
 T = TypeVar("T")
@@ -38,45 +39,14 @@ _cycle_asked = msgspec.json.Decoder(shapes.CycleAsked)
 _window_asked = msgspec.json.Decoder(shapes.WindowAsked)
 
 
-def add_routes(app: web.Application) -> None:
-    """Adds every operator route but the event stream."""
-    get, add = app.router.add_get, app.router.add_route
-    get("/v1/status", _shown(lambda desk, request: views.status(desk.snapshot(), _daemon(request))))
-    get("/v1/machines", _shown(_machines, "state", "rack", "selector"))
-    get("/v1/machines/{name}", _shown(lambda d, r: views.machine(d.snapshot(), d.decision(), r.match_info["name"])))
-    get(
-        "/v1/machines/{name}/explain",
-        _shown(lambda d, r: views.explanation(d.snapshot(), d.decision(), r.match_info["name"])),
-    )
-    get("/v1/cycles", _shown(lambda d, _: views.cycles(d.snapshot())))
-    get("/v1/cycles/{id}", _shown(_cycle))
-    get("/v1/holds", _shown(lambda d, _: views.holds(d.snapshot())))
-    get("/v1/windows", _shown(lambda d, _: views_places.windows(d.snapshot())))
-    get("/v1/gates", _shown(lambda d, _: views_gates.gates(d.snapshot(), d.decision())))
-    get("/v1/racks", _shown(lambda d, _: views_places.racks(d.snapshot())))
-    get("/v1/quarantine", _shown(lambda d, _: views.quarantine(d.snapshot())))
-    get("/v1/policy", _shown(_show_policy))
-    add("POST", "/v1/machines/{name}/forget", _forget)
-    add("POST", "/v1/cycles", _start_cycle)
-    add("POST", "/v1/cycles/{id}/{verb:pause|resume|cancel}", _move_cycle)
-    add("PUT", "/v1/holds/{kind:machine|rack}/{name}", _hold)
-    add("DELETE", "/v1/holds/{kind:machine|rack}/{name}", _release)
-    add("POST", "/v1/windows", _open_window)
-    add("DELETE", "/v1/windows/{id}", _close_window)
-    add("PUT", "/v1/halt", _halt)
-    add("DELETE", "/v1/halt", _unhalt)
-    add("POST", "/v1/racks/{rack}/unlock", _unlock)
-    add("POST", "/v1/quarantine/{name}/clear", _clear)
-    add("POST", "/v1/policy/diff", _diff_policy)
-    add("PUT", "/v1/policy", _apply_policy)
-
-
 # ------------------------------------------------------------------------------------------------- looking
 
 
-def _shown(show: Show, *parameters: str) -> Handler:
+def _shown(show: Show, parameters: tuple[Parameter, ...]) -> Handler:
+    names = [p.name for p in parameters]
+
     async def handle(request: web.Request) -> web.StreamResponse:
-        query(request, *parameters)
+        query(request, *names)
 
         async def act(desk: Desk) -> web.StreamResponse:
             return answer(show(desk, request))
@@ -110,14 +80,18 @@ def _show_policy(desk: Desk, _request: web.Request) -> shapes.PolicyShow:
 
 async def _body(request: web.Request, decoder: msgspec.json.Decoder[T]) -> T:
     query(request)
-    return decode(decoder, await read(request, MAX_ASKED) or b"{}")
+    asked = decode(decoder, await read(request, MAX_ASKED) or b"{}")
+    request.app[DOOR].demand(request, asked)
+    return asked
 
 
 async def _change(
-    request: web.Request, plan: Callable[[Snapshot], Change], said: Callable[[Change, Desk], shapes.Done]
+    request: web.Request, plan: partial[Change], said: Callable[[Change, Desk], shapes.Done]
 ) -> web.StreamResponse:
+    how = asking.asked(request, plan.keywords["because"])
+
     async def act(desk: Desk) -> web.StreamResponse:
-        change = await to_the_end(desk.apply(plan))
+        change = await to_the_end(desk.apply(plan, how))
         return answer(msgspec.structs.replace(said(change, desk), events=_events(change)))
 
     return await request.app[DOOR].lead(request, act)
@@ -133,7 +107,7 @@ def _done(sentence: str, made: str = "") -> Callable[[Change, Desk], shapes.Done
 
 async def _forget(request: web.Request) -> web.StreamResponse:
     asked, name = await _body(request, _asked), request.match_info["name"]
-    plan = partial(operations.forget, machine=name, because=_because(asked), force=asked.force)
+    plan = partial(operations.forget, machine=name, because=_because(request, asked), force=asked.force)
     return await _change(request, plan, _done(f"forgot {name}"))
 
 
@@ -145,11 +119,12 @@ async def _start_cycle(request: web.Request) -> web.StreamResponse:
         selector=asked.selector,
         target=asked.target,
         failure_budget=asked.failure_budget,
-        because=_because(asked),
+        because=_because(request, asked),
         allow_empty=asked.allow_empty,
         waves=asked.waves,
         emergency=asked.emergency,
         skip_gates=asked.skip_gates,
+        method=asked.method,
     )
     return await _change(request, plan, _done(f"started cycle {asked.id}", asked.id))
 
@@ -160,21 +135,21 @@ _PAST = {"pause": "paused", "resume": "resumed", "cancel": "cancelled"}
 async def _move_cycle(request: web.Request) -> web.StreamResponse:
     asked = await _body(request, _asked)
     cycle_id, verb = request.match_info["id"], request.match_info["verb"]
-    plan = partial(operations_cycles.move_cycle, verb=verb, cycle_id=cycle_id, because=_because(asked))
+    plan = partial(operations_cycles.move_cycle, verb=verb, cycle_id=cycle_id, because=_because(request, asked))
     return await _change(request, plan, _done(f"{_PAST[verb]} cycle {cycle_id}", cycle_id))
 
 
 async def _hold(request: web.Request) -> web.StreamResponse:
     asked = await _body(request, _asked)
     kind, name = request.match_info["kind"], request.match_info["name"]
-    plan = partial(operations.hold, kind=kind, target=name, because=_because(asked))
+    plan = partial(operations.hold, kind=kind, target=name, because=_because(request, asked))
     return await _change(request, plan, _done(f"held {kind} {name}", name))
 
 
 async def _release(request: web.Request) -> web.StreamResponse:
     asked = await _body(request, _asked)
     kind, name = request.match_info["kind"], request.match_info["name"]
-    plan = partial(operations.release, kind=kind, target=name, because=_because(asked))
+    plan = partial(operations.release, kind=kind, target=name, because=_because(request, asked))
     return await _change(request, plan, _done(f"released {kind} {name}", name))
 
 
@@ -185,7 +160,7 @@ async def _open_window(request: web.Request) -> web.StreamResponse:
         window_id=asked.id,
         start=asked.start,
         length=asked.duration,
-        because=_because(asked),
+        because=_because(request, asked),
     )
 
     def said(change: Change, desk: Desk) -> shapes.Done:
@@ -201,31 +176,31 @@ async def _open_window(request: web.Request) -> web.StreamResponse:
 
 async def _close_window(request: web.Request) -> web.StreamResponse:
     asked, window_id = await _body(request, _asked), request.match_info["id"]
-    plan = partial(operations.close_window, window_id=window_id, because=_because(asked))
+    plan = partial(operations.close_window, window_id=window_id, because=_because(request, asked))
     return await _change(request, plan, _done(f"closed window {window_id}", window_id))
 
 
 async def _halt(request: web.Request) -> web.StreamResponse:
     asked = await _body(request, _asked)
     said = _done("halted: nothing new goes out of service; machines that are out come back")
-    return await _change(request, partial(operations.halt, because=_because(asked)), said)
+    return await _change(request, partial(operations.halt, because=_because(request, asked)), said)
 
 
 async def _unhalt(request: web.Request) -> web.StreamResponse:
     asked = await _body(request, _asked)
-    plan = partial(operations.unhalt, because=_because(asked))
+    plan = partial(operations.unhalt, because=_because(request, asked))
     return await _change(request, plan, _done("ended the halt: machines may go out of service again"))
 
 
 async def _unlock(request: web.Request) -> web.StreamResponse:
     asked, rack = await _body(request, _asked), request.match_info["rack"]
-    plan = partial(operations.unlock_rack, rack=rack, because=_because(asked), force=asked.force)
+    plan = partial(operations.unlock_rack, rack=rack, because=_because(request, asked), force=asked.force)
     return await _change(request, plan, _done(f"unlocked rack {rack}", rack))
 
 
 async def _clear(request: web.Request) -> web.StreamResponse:
     asked, name = await _body(request, _asked), request.match_info["name"]
-    plan = partial(operations.clear_quarantine, machine=name, because=_because(asked))
+    plan = partial(operations.clear_quarantine, machine=name, because=_because(request, asked))
     return await _change(request, plan, _done(f"cleared {name}: it has to prove itself again", name))
 
 
@@ -249,19 +224,149 @@ async def _diff_policy(request: web.Request) -> web.StreamResponse:
 
 async def _apply_policy(request: web.Request) -> web.StreamResponse:
     # The body is the policy itself, so who and why come in the query.
-    because = Because(**query(request, "by", "reason"))
+    asked = query(request, "by", "reason")
+    why = because(request, asked.get("by", ""), asked.get("reason", ""))
     text = await _policy_text(request)
+    how = asking.asked(request, why)
 
     async def act(desk: Desk) -> web.StreamResponse:
         diff = operations_policy.diff_policy(desk.snapshot(), text)
-        because.checked()
+        why.checked()
         if desk.policy_text()[0] == text:
             return answer(shapes.PolicyApplied(done="the policy is this one already", diff=diff))
-        change = await to_the_end(desk.apply(partial(operations_policy.apply_policy, text=text, because=because)))
+        plan = partial(operations_policy.apply_policy, text=text, because=why)
+        change = await to_the_end(desk.apply(plan, how))
         return answer(shapes.PolicyApplied(done="applied the policy", diff=diff, events=_events(change)))
 
     return await request.app[DOOR].lead(request, act)
 
 
-def _because(asked: shapes.Asked | shapes.CycleAsked | shapes.WindowAsked) -> Because:
-    return Because(by=asked.by, reason=asked.reason)
+def _because(request: web.Request, asked: shapes.Asked | shapes.CycleAsked | shapes.WindowAsked) -> Because:
+    return because(request, asked.by, asked.reason)
+
+
+# ------------------------------------------------------------------------------------------------- the routes
+
+
+def _look(
+    path: str, answer: type[msgspec.Struct], summary: str, show: Show, *errors: int, query: tuple[Parameter, ...] = ()
+) -> Route:
+    return Route(
+        method="GET",
+        path=path,
+        handler=_shown(show, query),
+        summary=summary,
+        role="viewer",
+        query=query,
+        answer=answer,
+        errors=errors,
+    )
+
+
+def _act(
+    method: str,
+    path: str,
+    handler: Handler,
+    summary: str,
+    *errors: int,
+    body: type[msgspec.Struct] = shapes.Asked,
+    role: str = "operator",
+    stricter: Mapping[str, str] = {},
+) -> Route:
+    return Route(
+        method=method,
+        path=path,
+        handler=handler,
+        summary=summary,
+        role=role,
+        stricter=stricter,
+        body=body,
+        optional=body is shapes.Asked,
+        answer=shapes.Done,
+        errors=(409, *errors),
+    )
+
+
+FORCE = {"force": "admin"}
+EMERGENCY = {"emergency": "admin", "skip_gates": "admin"}
+
+
+def _text(name: str, about: str, **schema: object) -> Parameter:
+    return Parameter(name=name, about=about, schema={"type": "string", **schema})
+
+
+_STATES = ["", *(s.value for s in State), views.UNREADABLE]
+_FILTERS = (
+    _text("state", "only machines in this state", enum=_STATES),
+    _text("rack", "only machines of this rack"),
+    _text("selector", "only machines that it matches", format="selector"),
+)
+_WHO = (_text("by", "who does it", format="line"), _text("reason", "why", format="line"))
+
+ROUTES = (
+    _look(
+        "/v1/status",
+        shapes.Status,
+        "The fleet on one screen",
+        lambda d, r: views.status(d.snapshot(), _daemon(r)),
+    ),
+    _look("/v1/machines", shapes.Machines, "All machines, or some", _machines, 404, query=_FILTERS),
+    _look(
+        "/v1/machines/{name}",
+        shapes.MachineShow,
+        "Everything about one machine",
+        lambda d, r: views.machine(d.snapshot(), d.decision(), r.match_info["name"]),
+        404,
+    ),
+    _look(
+        "/v1/machines/{name}/explain",
+        shapes.Explanation,
+        "Why a machine is where it is, and what it waits for",
+        lambda d, r: views.explanation(d.snapshot(), d.decision(), r.match_info["name"]),
+        404,
+    ),
+    _look("/v1/cycles", shapes.Cycles, "All cycles, newest first", lambda d, _: views.cycles(d.snapshot())),
+    _look("/v1/cycles/{id}", shapes.CycleShow, "One cycle and how far it is", _cycle, 404),
+    _look("/v1/holds", shapes.Holds, "All holds", lambda d, _: views.holds(d.snapshot())),
+    _look("/v1/windows", shapes.Windows, "All windows", lambda d, _: views_places.windows(d.snapshot())),
+    _look(
+        "/v1/gates",
+        shapes.Gates,
+        "All gates and quorum groups",
+        lambda d, _: views_gates.gates(d.snapshot(), d.decision()),
+    ),
+    _look("/v1/racks", shapes.Racks, "All racks", lambda d, _: views_places.racks(d.snapshot())),
+    _look("/v1/quarantine", shapes.Quarantine, "Quarantined machines", lambda d, _: views.quarantine(d.snapshot())),
+    _look("/v1/policy", shapes.PolicyShow, "The policy, as stored and as in force", _show_policy),
+    _act("POST", "/v1/machines/{name}/forget", _forget, "Forget a machine that is gone", 404, role="admin"),
+    _act("POST", "/v1/cycles", _start_cycle, "Start a cycle", body=shapes.CycleAsked, stricter=EMERGENCY),
+    _act("POST", "/v1/cycles/{id}/{verb:pause|resume|cancel}", _move_cycle, "Pause, resume or cancel a cycle", 404),
+    _act("PUT", "/v1/holds/{kind:machine|rack}/{name}", _hold, "Keep a machine or rack out of service", 404),
+    _act("DELETE", "/v1/holds/{kind:machine|rack}/{name}", _release, "End a hold", 404),
+    _act("POST", "/v1/windows", _open_window, "Open a window", body=shapes.WindowAsked),
+    _act("DELETE", "/v1/windows/{id}", _close_window, "Close a window", 404),
+    _act("PUT", "/v1/halt", _halt, "Halt: nothing new goes out of service"),
+    _act("DELETE", "/v1/halt", _unhalt, "End the halt"),
+    _act("POST", "/v1/racks/{rack}/unlock", _unlock, "Give up a rack's lock of ours", 404, stricter=FORCE),
+    _act("POST", "/v1/quarantine/{name}/clear", _clear, "Let a quarantined machine prove itself again", 404),
+    Route(
+        method="POST",
+        path="/v1/policy/diff",
+        handler=_diff_policy,
+        summary="What a policy would change; changes nothing",
+        role="viewer",
+        body=str,
+        answer=operations_policy.PolicyDiff,
+    ),
+    Route(
+        method="PUT",
+        path="/v1/policy",
+        handler=_apply_policy,
+        summary="Put a policy in force",
+        role="admin",
+        query=_WHO,
+        body=str,
+        answer=shapes.PolicyApplied,
+        errors=(409,),
+    ),
+)

@@ -9,8 +9,10 @@ import msgspec
 from rebootd.api import shapes
 from rebootd.api.bodies import answer, decode, query, read
 from rebootd.api.door import DOOR
+from rebootd.api.route import Parameter, Route
 from rebootd.core.advance import ENDED
 from rebootd.core.errors import Refused
+from rebootd.core.forecast import Forecast
 from rebootd.core.model import Cycle
 from rebootd.core.operations_cycles import need_cycle, start_cycle
 from rebootd.core.operations_inputs import Because
@@ -23,12 +25,6 @@ if TYPE_CHECKING:
 
 MAX_ASKED = 64 * 1024
 _asked = msgspec.json.Decoder(shapes.PlanAsked)
-
-
-def add_routes(app: web.Application) -> None:
-    """``GET /v1/plan?cycle=ID`` and ``POST /v1/plan``."""
-    app.router.add_get("/v1/plan", _plan)
-    app.router.add_route("POST", "/v1/plan", _what_if)
 
 
 async def _plan(request: web.Request) -> web.StreamResponse:
@@ -69,3 +65,26 @@ def _supposed(snapshot: Snapshot, asked: shapes.PlanAsked) -> Cycle:
         skip_gates=asked.skip_gates,
     )
     return msgspec.json.decode(change.writes[0].value or b"", type=Cycle)
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/v1/plan",
+        handler=_plan,
+        summary="The forecast of one cycle, or of all that run: which machine goes when, and which never can",
+        role="viewer",
+        query=(Parameter(name="cycle", about="the cycle's id", schema={"type": "string"}),),
+        answer=Forecast,
+        errors=(404, 409),
+    ),
+    Route(
+        method="POST",
+        path="/v1/plan",
+        handler=_what_if,
+        summary="The forecast of a cycle that does not exist; changes nothing",
+        role="viewer",
+        body=shapes.PlanAsked,
+        answer=Forecast,
+    ),
+)

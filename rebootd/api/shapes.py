@@ -27,7 +27,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class CycleAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A cycle to start. ``failure_budget`` is a number, per cent (``"5%"``), or null for the policy's.
 
-    ``emergency`` (with a reason) skips windows and the gates in ``skip_gates``, and nothing else.
+    ``emergency`` (with a reason) skips windows and the gates in ``skip_gates``, and nothing else. ``method`` is how its
+    machines reboot (``""``: as the policy or each host says).
     """
 
     id: str
@@ -40,6 +41,7 @@ class CycleAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     waves: bool = True
     emergency: bool = False
     skip_gates: tuple[str, ...] = ()
+    method: str = ""
 
 
 class PlanAsked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,27 +11,23 @@ from aiohttp import web
 
 from rebootd.api.bodies import query
 from rebootd.api.door import DOOR
+from rebootd.api.route import NDJSON, Parameter, Route
 from rebootd.core.errors import NotLeader
 from rebootd.core.inputs import parse_choice, parse_count
+from rebootd.core.model import Event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from rebootd.coordinator.desk import Desk
-    from rebootd.core.model import Event
 
 DEPTH = 20_000
 """How many events back a request may look; a leader keeps fewer."""
 BEAT = 15.0
 """Seconds after which an empty line tells a silent follower that the stream lives."""
-NDJSON = {"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"}
+HEADERS = {"Content-Type": NDJSON, "Cache-Control": "no-store"}
 
 _encoder = msgspec.json.Encoder()
-
-
-def add_routes(app: web.Application) -> None:
-    """Adds ``GET /v1/events``."""
-    app.router.add_get("/v1/events", _events, allow_head=False)
 
 
 async def _events(request: web.Request) -> web.StreamResponse:
@@ -49,9 +45,9 @@ async def _events(request: web.Request) -> web.StreamResponse:
         chosen = [e for e in recent if wanted(e)]
         lines = b"".join(_line(e) for e in chosen[len(chosen) - limit if limit < len(chosen) else 0 :])
         if not follow:
-            return web.Response(body=lines, headers=NDJSON)
+            return web.Response(body=lines, headers=HEADERS)
         last = recent[-1].seq if recent else 0
-        response = web.StreamResponse(headers=NDJSON)
+        response = web.StreamResponse(headers=HEADERS)
         await response.prepare(request)
         if lines:
             await response.write(lines)
@@ -92,3 +88,33 @@ async def _next(events: AsyncIterator[Event]) -> Event:
 
 def _line(event: Event) -> bytes:
     return _encoder.encode(event) + b"\n"
+
+
+_TEXT = {"type": "string"}
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/v1/events",
+        handler=_events,
+        summary="The newest events, oldest first, one a line; with follow=1 it stays open (empty lines are beats)",
+        role="viewer",
+        query=(
+            Parameter(
+                name="limit", about="at most so many", schema={"type": "integer", "minimum": 0, "maximum": DEPTH}
+            ),
+            Parameter(
+                name="follow", about="1: stay and hear of new ones", schema={"type": "string", "enum": ["0", "1"]}
+            ),
+            Parameter(name="machine", about="only this machine's", schema=_TEXT),
+            Parameter(name="cycle", about="only this cycle's", schema=_TEXT),
+            Parameter(
+                name="after",
+                about="only those with a greater seq",
+                schema={"type": "integer", "minimum": 0, "maximum": 10**12 - 1},
+            ),
+        ),
+        answer=Event,
+        media=NDJSON,
+    ),
+)

@@ -6,12 +6,19 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
 from rebootd import __version__
-from rebootd.cli.ctl_client import BAD_INPUT, Client, Trouble, read_servers
+from rebootd.cli.ctl_client import BAD_INPUT, Client, Trouble, is_local, read_servers
 from rebootd.cli.ctl_common import Ctl, CtlGroup, whoami
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rebootd.cli.ctl_tls import Wire
 
 INTERRUPTED = 130
 
@@ -36,7 +43,7 @@ Emergency stop without rebootctl:
 @click.option(
     "--server",
     envvar="REBOOTD_ADDR",
-    default="http://127.0.0.1:8473",
+    default="127.0.0.1:8473",
     show_default=True,
     metavar="URL",
     help="A daemon, or several separated by commas; the leader is found from any of them. "
@@ -47,6 +54,20 @@ Emergency stop without rebootctl:
     envvar="REBOOTD_TOKEN_FILE",
     type=click.Path(path_type=Path),
     help="The file with the shared token, if daemons ask for one. Environment: REBOOTD_TOKEN_FILE.",
+)
+@click.option(
+    "--tls-ca", envvar="REBOOTD_TLS_CA", default="", metavar="FILE", help="The authority of this fleet: speak TLS."
+)
+@click.option("--tls-cert", envvar="REBOOTD_TLS_CERT", default="", metavar="FILE", help="Your certificate.")
+@click.option("--tls-key", envvar="REBOOTD_TLS_KEY", default="", metavar="FILE", help="Its key.")
+@click.option(
+    "--tls-crl", envvar="REBOOTD_TLS_CRL", default="", metavar="FILE", help="The authority's revocation list."
+)
+@click.option(
+    "--consul-token-file",
+    envvar="REBOOTD_CONSUL_TOKEN_FILE",
+    type=click.Path(path_type=Path),
+    help="The file with your Consul ACL token, where daemons take those instead of certificates.",
 )
 @click.option(
     "--timeout",
@@ -61,7 +82,15 @@ Emergency stop without rebootctl:
 @click.version_option(__version__, prog_name="rebootctl")
 @click.pass_context
 def cli(
-    ctx: click.Context, server: str, token_file: Path | None, timeout: float, by: str | None, as_json: bool
+    ctx: click.Context,
+    /,
+    server: str,
+    token_file: Path | None,
+    consul_token_file: Path | None,
+    timeout: float,
+    by: str | None,
+    as_json: bool,
+    **tls: str,
 ) -> None:
     """Look at and steer rebootd, which reboots a fleet safely, one rack at a time."""
     if as_json:
@@ -69,13 +98,31 @@ def cli(
 
     def make() -> Ctl:
         # Made when a command runs, not for its --help.
-        client = Client(read_servers(server), _token(token_file), timeout)
+        wire = _wire(tls)
+        servers = read_servers(server, tls=wire is not None)
+        consul_token = _token(consul_token_file, "--consul-token-file")
+        if consul_token and wire is None and not all(_private(s) for s in servers):
+            raise Trouble("--consul-token-file: needs --tls-ca: a token does not cross a plain wire", BAD_INPUT)
+        client = Client(servers, _token(token_file, "--token-file"), timeout, consul_token=consul_token, wire=wire)
         return Ctl(client, by if by is not None else whoami(), "json" in ctx.meta)
 
     ctx.obj = make
 
 
-def _token(path: Path | None) -> str:
+def _private(server: str) -> bool:
+    return server.startswith("https:") or is_local(urlsplit(server).hostname or "")
+
+
+def _wire(given: Mapping[str, str]) -> Wire | None:
+    if not any(given.values()):
+        return None
+    from rebootd.cli.ctl_tls import Wire
+    from rebootd.tls.files import TlsFiles
+
+    return Wire(TlsFiles(**{flag.removeprefix("tls_"): path for flag, path in given.items()}))
+
+
+def _token(path: Path | None, flag: str) -> str:
     if path is None:
         return ""
     try:
@@ -83,17 +130,17 @@ def _token(path: Path | None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not ASCII"
         raise Trouble(
-            f"--token-file: {str(path)!r} is not accepted; expected a readable file ({reason})", BAD_INPUT
+            f"{flag}: {str(path)!r} is not accepted; expected a readable file ({reason})", BAD_INPUT
         ) from None
     if not token or any(c <= " " or c > "~" for c in token):
-        raise Trouble(f"--token-file: {str(path)!r} is not accepted; expected one token in it", BAD_INPUT)
+        raise Trouble(f"{flag}: {str(path)!r} is not accepted; expected one token in it", BAD_INPUT)
     return token
 
 
 def _register() -> None:
-    from rebootd.cli import ctl_change, ctl_cycle, ctl_gate, ctl_look, ctl_plan, ctl_policy
+    from rebootd.cli import ctl_audit, ctl_certs, ctl_change, ctl_cycle, ctl_gate, ctl_look, ctl_plan, ctl_policy
 
-    for module in (ctl_look, ctl_cycle, ctl_plan, ctl_change, ctl_policy, ctl_gate):
+    for module in (ctl_look, ctl_cycle, ctl_plan, ctl_change, ctl_policy, ctl_gate, ctl_certs, ctl_audit):
         for command in module.COMMANDS:
             cli.add_command(command)
 

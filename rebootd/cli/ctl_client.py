@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -15,6 +16,8 @@ from rebootd import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from rebootd.cli.ctl_tls import Wire
 
 T = TypeVar("T")
 
@@ -41,11 +44,25 @@ class _NotSentError(Exception):
 
 
 class Client:
-    """Asks whichever of ``servers`` answers and follows it to the leader. ``timeout`` is seconds in all."""
+    """Asks whichever of ``servers`` answers and follows it to the leader. ``timeout`` is seconds in all.
 
-    def __init__(self, servers: Sequence[str], token: str = "", timeout: float = 10.0) -> None:
+    ``token`` is the shared one, ``consul_token`` the person's own. ``wire`` None speaks plain HTTP, or https with the
+    system's authorities.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        token: str = "",
+        timeout: float = 10.0,
+        *,
+        consul_token: str = "",
+        wire: Wire | None = None,
+    ) -> None:
         self._servers = list(servers)
         self._token = token
+        self._consul_token = consul_token
+        self._wire = wire
         self._timeout = timeout
 
     def ask(self, method: str, path: str, body: bytes | None = None, **query: object) -> bytes:
@@ -62,6 +79,9 @@ class Client:
         while True:
             try:
                 return self._open(method, _target(path, query), body, deadline, silence=patience).read()
+            except ssl.SSLError as error:
+                # It was refused before a word of ours was read: nothing was done, and asking again changes nothing.
+                raise Trouble(f"not let in: {_reason(error)}") from None
             except (OSError, http.client.HTTPException) as error:
                 trouble = Trouble(f"the connection broke: {_reason(error)}", UNREACHABLE)
                 if method != "GET":
@@ -94,7 +114,7 @@ class Client:
     ) -> http.client.HTTPResponse:
         """A successful response. Raises Trouble, OSError once it was sent, or _RetryError when another try is safe."""
         tried = []
-        for server in _expand(self._servers):
+        for server in _expand(self._servers, "http" if self._wire is None else "https"):
             url = server + target
             for hop in range(HOPS):
                 try:
@@ -107,7 +127,7 @@ class Client:
                     break
                 if response.status not in {307, 308}:
                     return _checked(response, method)
-                url = _redirect(url, response)
+                url = _redirect(url, response, secret=bool(self._consul_token))
             else:
                 raise _RetryError(Trouble("daemons send each other's callers in circles", UNREACHABLE))
         raise _unreachable(tried)
@@ -116,8 +136,12 @@ class Client:
         self, method: str, url: str, body: bytes | None, timeout: float, silence: float
     ) -> http.client.HTTPResponse:
         parts = urlsplit(url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+        connection: http.client.HTTPConnection
+        if self._wire is not None:
+            connection = self._wire.connection(parts.hostname or "", parts.port, timeout)
+        else:
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            connection = kind(parts.hostname or "", parts.port, timeout=timeout)
         try:
             connection.connect()
         except OSError as error:
@@ -126,6 +150,8 @@ class Client:
         headers = {"User-Agent": f"rebootctl/{__version__}"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
+        if self._consul_token:
+            headers["X-Consul-Token"] = self._consul_token
         if body is not None:
             headers["Content-Type"] = "application/json"
         connection.request(method, url[len(f"{parts.scheme}://{parts.netloc}") :], body, headers)
@@ -147,18 +173,18 @@ def path_of(*parts: str) -> str:
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
-def read_servers(text: str) -> list[str]:
-    """``--server``: one or more addresses, separated by commas. Raises Trouble."""
-    servers = [_normal(part.strip()) for part in text.split(",") if part.strip()]
+def read_servers(text: str, *, tls: bool = False) -> list[str]:
+    """``--server``: one or more addresses, separated by commas; with ``tls`` they speak https. Raises Trouble."""
+    servers = [_normal(part.strip(), tls=tls) for part in text.split(",") if part.strip()]
     if not servers:
         raise Trouble("--server: '' is not accepted; expected a URL such as http://127.0.0.1:8473", BAD_INPUT)
     return servers
 
 
-def _normal(server: str) -> str:
+def _normal(server: str, *, tls: bool) -> str:
     if server.startswith("srv:"):
         return server
-    url = server if "://" in server else f"http://{server}"
+    url = server if "://" in server else f"{'https' if tls else 'http'}://{server}"
     try:
         parts = urlsplit(url)
         good = parts.scheme in {"http", "https"} and parts.hostname and parts.path in {"", "/"} and not parts.query
@@ -170,18 +196,20 @@ def _normal(server: str) -> str:
             f"--server: {server!r} is not accepted; expected http://host:port, or srv:<name> to look up in DNS",
             BAD_INPUT,
         )
+    if tls and not url.startswith("https:"):
+        raise Trouble(f"--server: {server!r} is not accepted; expected https://, since --tls-ca is given", BAD_INPUT)
     return url.rstrip("/") if port else f"{url.rstrip('/')}:8473"
 
 
-def _expand(servers: Sequence[str]) -> Iterator[str]:
+def _expand(servers: Sequence[str], scheme: str) -> Iterator[str]:
     for server in servers:
         if server.startswith("srv:"):
-            yield from _look_up(server.removeprefix("srv:"))
+            yield from _look_up(server.removeprefix("srv:"), scheme)
         else:
             yield server
 
 
-def _look_up(name: str) -> list[str]:
+def _look_up(name: str, scheme: str) -> list[str]:
     """Addresses behind an SRV name; ``name@host:port`` asks that DNS server (Consul's is on port 8600)."""
     import dns.exception
     import dns.resolver
@@ -196,7 +224,7 @@ def _look_up(name: str) -> list[str]:
         found = []
         for record in resolver.resolve(name, "SRV"):
             addresses = resolver.resolve(record.target, "A")
-            found += [f"http://{address.address}:{record.port}" for address in addresses]
+            found += [f"{scheme}://{address.address}:{record.port}" for address in addresses]
     except (dns.exception.DNSException, ValueError, OSError) as error:
         raise Trouble(f"DNS has no daemon under {name}: {error}", UNREACHABLE) from None
     return found
@@ -207,13 +235,20 @@ def _target(path: str, query: Mapping[str, object]) -> str:
     return f"{path}?{urlencode(given)}" if given else path
 
 
-def _redirect(url: str, response: http.client.HTTPResponse) -> str:
+def _redirect(url: str, response: http.client.HTTPResponse, *, secret: bool) -> str:
     response.read()
     target = response.getheader("Location", "")
     was, will = urlsplit(url), urlsplit(target)
     if will.scheme not in {"http", "https"} or (was.scheme == "https" and will.scheme == "http"):
         raise Trouble(f"a daemon sent us to {target!r}, which is not followed", UNREACHABLE)
+    if secret and will.scheme == "http" and not is_local(will.hostname or ""):
+        raise Trouble(f"a daemon sent us to {target!r}: a Consul token does not cross a plain wire", UNREACHABLE)
     return target
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can hear what is said to ``host``."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _checked(response: http.client.HTTPResponse, method: str) -> http.client.HTTPResponse:
@@ -238,4 +273,8 @@ def _unreachable(tried: list[str]) -> Trouble:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        from rebootd.tls.words import why
+
+        return why(error)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -50,7 +50,7 @@ class Ctl:
                 out.print(part, soft_wrap=hasattr(part, "plain"))
         return answer
 
-    def change(self, method: str, path: str, **body: Any) -> None:
+    def change(self, method: str, path: str, /, **body: Any) -> None:
         """Asks for a change and prints what was done."""
         import msgspec
 

@@ -23,6 +23,7 @@ from rebootd.cli.ctl_common import (
     when,
     with_ctl,
 )
+from rebootd.core.policy_reboot import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -48,6 +49,7 @@ def cycle() -> None:
 @click.option("--failure-budget", metavar="N|N%", help="Failed machines that are tolerated. Default: the policy's.")
 @click.option("--allow-empty", is_flag=True, help="Start it although no machine matches yet.")
 @click.option("--no-waves", is_flag=True, help="All at once as far as the policy's waves go.")
+@click.option("--method", type=click.Choice(METHODS), help="How its machines reboot. Default: the policy's, the host's.")
 @click.option("--emergency", is_flag=True, help="Go outside of windows too; needs --reason. Limits and quorum stay.")
 @click.option("--skip-gate", multiple=True, metavar="NAME", help="With --emergency: go past this gate too; repeatable.")
 @reason_option
@@ -60,6 +62,7 @@ def start(
     failure_budget: str | None,
     allow_empty: bool,
     no_waves: bool,
+    method: str | None,
     emergency: bool,
     skip_gate: tuple[str, ...],
     reason: str,
@@ -76,6 +79,7 @@ def start(
         waves=not no_waves,
         emergency=emergency,
         skip_gates=list(skip_gate),
+        method=method or "",
         reason=reason,
     )
 
@@ -136,6 +140,7 @@ def _show(s: shapes.CycleShow) -> Iterator[RenderableType]:
             ("why", c.why or "-"),
             ("selector", c.selector),
             ("target", c.target or "-"),
+            *((("method", c.method),) if c.method else ()),
             ("started", f"{when(c.created, now)} by {c.by or '?'}"),
             ("changed", when(c.changed, now)),
             ("reason", c.reason or "-"),

@@ -9,8 +9,8 @@ import os
 import signal
 import socket
 import sys
+import time
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,14 +21,18 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from rebootd import __version__
 from rebootd.agent.notify import Notifier
 from rebootd.api.app import make_app
-from rebootd.api.listen import Listen, Serving, parse_listen, serve
+from rebootd.api.listen import Serving, serve
 from rebootd.cli import collector
+from rebootd.cli.server_settings import server_options, settings_of
+from rebootd.cli.server_tls import Protection
 from rebootd.consul.client import Consul
 from rebootd.consul.health import HealthThread
 from rebootd.consul.leadership import Candidate
 from rebootd.consul.registry import Registration, Registry
-from rebootd.consul.settings import ConsulSettings
+from rebootd.coordinator.audit_file import AuditFile
 from rebootd.coordinator.daemon import Daemon
+from rebootd.coordinator.drains.nomad_api import Nomad
+from rebootd.coordinator.drains.nomad_http import NomadHttp
 from rebootd.coordinator.gates.sight import Eyes
 from rebootd.coordinator.leader import LeaderSettings
 from rebootd.coordinator.metrics import FleetCollector, Metrics
@@ -42,7 +46,9 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from rebootd.cli.server_settings import ServerSettings
     from rebootd.coordinator.desk import Desk
+    from rebootd.coordinator.drains.nomad_api import NomadApi
     from rebootd.coordinator.gates.sight import Sight
     from rebootd.store.port import Store
 
@@ -54,127 +60,28 @@ FIRST_LOOK = 2.0
 """Seconds between two attempts to learn from the local Consul agent who we are."""
 
 
-class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Validated settings of one daemon. ``memory_nodes`` (name -> rack) is the catalog of the memory store."""
-
-    listen: Listen
-    advertise: str = ""
-    health: str = "127.0.0.1"
-    node: str = ""
-    id: str = ""
-    prefix: str = "rebootd/"
-    service: str = "rebootd"
-    consul: ConsulSettings = ConsulSettings()
-    memory_nodes: dict[str, str] | None = None
-    power_credentials: Path | None = None
-    power_ca: Path | None = None
-    gate_tokens: Path | None = None
-
-
 @click.command(name="server", context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "REBOOTD"})
-@click.option(
-    "--listen", default="127.0.0.1:8473", show_default=True, help="host:port; else than loopback: with a token."
-)
-@click.option("--advertise", default="", help="host:port or URL at which others reach this daemon.")
-@click.option("--token-file", type=click.Path(path_type=Path), help="The token that every caller must show.")
-@click.option("--health", default="127.0.0.1", show_default=True, help="Address that the local Consul agent can check.")
-@click.option("--node", default="", help="The machine this daemon runs on; else the local Consul node's name.")
-@click.option("--id", "id_", default="", help="This daemon's unique id; else made anew.")
-@click.option("--prefix", default="rebootd/", show_default=True, help="Where in Consul's KV this fleet is.")
-@click.option("--service", default="rebootd", show_default=True, help="The Consul service agents look for.")
-@click.option("--consul", "consul_address", help="Consul's address; else CONSUL_HTTP_ADDR, else the local agent.")
-@click.option("--consul-token-file", help="A file with the Consul ACL token.")
-@click.option("--store", type=click.Choice(["consul", "memory"]), default="consul", show_default=True)
-@click.option("--memory-nodes", default="", help="With --store memory: name=rack,... of the machines it knows.")
-@click.option(
-    "--power-credentials", type=click.Path(path_type=Path), help="Redfish user and password, one a line, in a file."
-)
-@click.option("--power-ca", type=click.Path(path_type=Path), help="The authority of Redfish controllers' certificates.")
-@click.option(
-    "--gate-tokens",
-    type=click.Path(path_type=Path),
-    help="A folder with a token for each gate's address that wants one, in a file HOST:PORT.",
-)
+@server_options
 @click.option("--log-format", type=click.Choice(["json", "plain"]), default="json", show_default=True)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def command(
-    listen: str,
-    advertise: str,
-    token_file: Path | None,
-    health: str,
-    node: str,
-    id_: str,
-    prefix: str,
-    service: str,
-    consul_address: str | None,
-    consul_token_file: str | None,
-    store: str,
-    memory_nodes: str,
-    power_credentials: Path | None,
-    power_ca: Path | None,
-    gate_tokens: Path | None,
-    log_format: str,
-    log_level: str,
-) -> None:
+def command(log_format: str, log_level: str, **flags: Any) -> None:
     """Run a daemon until it is stopped (SIGTERM, Ctrl-C): wait for leadership, lead, answer machines and operators.
 
     A stop hands leadership over at once. The memory store forgets everything at the end and elects nobody else: it is
     for trying things out.
 
-    Example: rebootd server --listen 0.0.0.0:8473 --token-file /etc/rebootd/token
+    Example: rebootd server --listen 0.0.0.0:8473 --tls-ca ca.pem --tls-cert server.pem --tls-key server-key.pem
     """
     try:
-        explicit = {"address": consul_address, "token_file": consul_token_file}
-        settings = ServerSettings(
-            listen=parse_listen(listen, token_file),
-            advertise=advertise,
-            health=health,
-            node=node,
-            id=id_,
-            prefix=_prefix(prefix),
-            service=service,
-            consul=ConsulSettings.from_env(os.environ, **{k: v for k, v in explicit.items() if v is not None}),
-            memory_nodes=_memory_nodes(memory_nodes) if store == "memory" else None,
-            power_credentials=_file("power-credentials", power_credentials),
-            power_ca=_file("power-ca", power_ca),
-            gate_tokens=_folder("gate-tokens", gate_tokens),
-        )
+        settings = settings_of(flags, os.environ)
         log_to_stderr(log_format, log_level)
         collector.spare()
         asyncio.run(_serve(settings, Notifier(os.environ)))
     except (RebootdError, OSError) as error:
         click.echo(f"rebootd server: {error}", err=True)
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
-
-
-def _folder(field: str, path: Path | None) -> Path | None:
-    if path is not None and not path.is_dir():
-        raise InvalidInput(field, str(path), "a folder that exists")
-    return path
-
-
-def _file(field: str, path: Path | None) -> Path | None:
-    if path is not None and not path.is_file():
-        raise InvalidInput(field, str(path), "a file that exists")
-    return path
-
-
-def _prefix(text: str) -> str:
-    if not text.strip("/") or text.startswith("/"):
-        raise InvalidInput("prefix", text, "a key prefix such as rebootd/ (no leading slash)")
-    return text.rstrip("/") + "/"
-
-
-def _memory_nodes(text: str) -> dict[str, str]:
-    nodes = {}
-    for item in filter(None, text.split(",")):
-        name, equals, rack = item.partition("=")
-        if not equals or not name:
-            raise InvalidInput("memory-nodes", item, "name=rack")
-        nodes[name] = rack
-    return nodes
 
 
 def log_to_stderr(log_format: str, level: str) -> None:
@@ -225,26 +132,30 @@ async def _serve_memory(
     for name, rack in nodes.items():
         consul.register_node(name, {"rack": rack})
     office = _Office()
-    serving = await _open(settings, metrics, office)
+    protection = Protection(settings, metrics.registry)
+    serving = await _open(settings, metrics, office, protection)
     candidate = Candidate(settings.id or f"rebootd-{uuid.uuid4().hex[:8]}", serving.url, settings.node)
     store = MemoryStore(consul)
     daemon = office.daemon = _daemon(settings, store, candidate, metrics, ())
     log.info("serving", url=serving.url, store="memory", version=__version__)
     notifier.ready()
-    await _until(stop, daemon, notifier.watchdog())
+    await _until(stop, daemon, notifier.watchdog(), protection.followed())
     await serving.close()
+    await protection.close()
     await store.close()
 
 
 async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: Notifier, stop: asyncio.Event) -> None:
     office = _Office()
-    serving = await _open(settings, metrics, office)
+    protection = Protection(settings, metrics.registry)
+    serving = await _open(settings, metrics, office, protection)
     client = Consul(settings.consul)
     health = HealthThread(settings.health)
     health.start()
     store = ConsulStore(client)
     election_store = ConsulStore.open(settings.consul)
     eyes = Eyes(client, settings.gate_tokens)
+    nomad = Nomad(NomadHttp(settings.nomad)) if settings.nomad is not None else None
     try:
         # Serve at once, so that /healthz answers and requests are parked while Consul is still away.
         log.info("serving", url=serving.url, store=settings.consul.address, version=__version__)
@@ -271,17 +182,21 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
         services = Registry(client, registration)
         candidate = Candidate(id_, url, settings.node or node)
         daemon = office.daemon = _daemon(
-            settings, store, candidate, metrics, registration.session_checks, election_store, eyes
+            settings, store, candidate, metrics, registration.session_checks, election_store, eyes, nomad
         )
-        await _until(stop, daemon, services.run(), health.run(), notifier.watchdog(), collector.now_and_then())
+        helpers = (services.run(), health.run(), notifier.watchdog(), collector.now_and_then(), protection.followed())
+        await _until(stop, daemon, *helpers)
         try:
             await services.deregister()
         except RebootdError as error:
             log.warning("not-deregistered", error=str(error))
     finally:
         await serving.close()
+        await protection.close()
         health.stop()
         await eyes.close()
+        if nomad is not None:
+            await nomad.close()
         await store.close()
         await election_store.close()
 
@@ -294,6 +209,7 @@ def _daemon(
     checks: tuple[str, ...],
     election_store: Store | None = None,
     sight: Sight | None = None,
+    nomad: NomadApi | None = None,
 ) -> Daemon:
     leader = LeaderSettings(
         id=candidate.id,
@@ -311,6 +227,8 @@ def _daemon(
         election_store=election_store,
         sight=sight,
         restarter=Redfish(credentials, ca=settings.power_ca) if credentials is not None else None,
+        nomad=nomad,
+        audit=AuditFile(settings.audit_log, candidate.id, time.time) if settings.audit_log is not None else None,
     )
     metrics.registry.register(FleetCollector(daemon.look))
     return daemon
@@ -338,13 +256,15 @@ class _Office:
         return self.daemon.describe() if self.daemon is not None else {"version": __version__, "leading": False}
 
 
-async def _open(settings: ServerSettings, metrics: Metrics, office: _Office) -> Serving:
+async def _open(settings: ServerSettings, metrics: Metrics, office: _Office, protection: Protection) -> Serving:
     app: web.Application = make_app(
         office,
-        token=settings.listen.token,
         metrics=lambda: generate_latest(metrics.registry),
+        guard=protection.guard,
     )
-    return await serve(app, settings.listen.host, settings.listen.port)
+    serving = await serve(app, settings.listen.host, settings.listen.port, context=protection.context)
+    protection.follow(serving)
+    return serving
 
 
 async def _until(
@@ -392,11 +312,11 @@ def _reachable(settings: ServerSettings, serving: Serving, address: str) -> tupl
     if host in {"0.0.0.0", "::", ""}:
         host = address or socket.gethostname()
     if settings.advertise:
-        stated = settings.advertise.removeprefix("http://").rstrip("/")
+        stated = settings.advertise.removeprefix("http://").removeprefix("https://").rstrip("/")
         host, _, given = stated.rpartition(":") if ":" in stated else (stated, "", "")
         if given:
             if not given.isdigit():
                 raise InvalidInput("advertise", settings.advertise, "host:port")
             port = int(given)
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return f"http://{shown}:{port}", host.strip("[]"), port
+    return f"{serving.url.partition(':')[0]}://{shown}:{port}", host.strip("[]"), port

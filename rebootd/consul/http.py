@@ -24,6 +24,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from yarl import URL
 
+from rebootd.consul.token import Token
 from rebootd.core.errors import Denied, InvalidInput, OutcomeUnknown, Refused, StoreError, TooLarge, Unreachable
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Http:
         scheme, host, port = settings.endpoint()
         self.base_uri = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         self.settings = settings
-        self._token = settings.read_token()
+        self._token = Token(settings)
         self._ssl = _context(settings) if scheme == "https" else None
         self._session: aiohttp.ClientSession | None = None
 
@@ -151,7 +152,8 @@ class Http:
         ):
             query.append(("dc", self.settings.datacenter))
         limit = timeout if timeout is not None else self._allowed(query)
-        sent = {"X-Consul-Token": self._token} if self._token else {}
+        token = self._token.current()
+        sent = {"X-Consul-Token": token} if token else {}
         sent.update(headers or {})
         call = f"{method} {path}"
         try:
@@ -163,7 +165,7 @@ class Http:
             kind: type[StoreError] = OutcomeUnknown if is_write(method, path) else Unreachable
             raise kind(f"{call}: {reason}") from error
         if response.status == 403:
-            self._token = self.settings.read_token()
+            self._token.read_again()
         return response
 
     async def _once(

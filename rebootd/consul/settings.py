@@ -34,7 +34,7 @@ class ConsulSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach one Consul agent.
 
     ``address`` is a URL (``http`` or ``https``) or ``host:port``; files are paths; ``""`` means not given. A
-    ``token_file`` wins over ``token``, as in Consul's own client, and is read again after a refusal, so that a
+    ``token_file`` wins over ``token``, as in Consul's own client, and is read again when it changes, so that a
     rotated token needs no restart. ``server_name`` is the name expected in the server's certificate when it is not
     the host of the address. ``verify`` off still presents the client certificate.
 

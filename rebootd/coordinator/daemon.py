@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rebootd.consul.leadership import Candidate, Leadership, Tuning
+    from rebootd.coordinator.audit_file import AuditFile
     from rebootd.coordinator.desk import Desk
+    from rebootd.coordinator.drains.nomad_api import NomadApi
     from rebootd.coordinator.gates.sight import Sight
     from rebootd.coordinator.metrics import Metrics
     from rebootd.coordinator.redfish import Restarter
@@ -42,7 +44,7 @@ class Daemon:
     """Competes for leadership and leads. Implements :class:`~rebootd.coordinator.desk.Office`.
 
     ``checks`` are the Consul checks that a leader's session hangs on. ``election_store`` is a client of its own for
-    the election, so that its proofs never queue behind the leader's traffic.
+    the election, so that its proofs never queue behind the leader's traffic. ``audit`` is closed when it ends.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class Daemon:
         rng: random.Random | None = None,
         sight: Sight | None = None,
         restarter: Restarter | None = None,
+        nomad: NomadApi | None = None,
+        audit: AuditFile | None = None,
     ) -> None:
         self._store = store
         self._candidate = candidate
@@ -70,6 +74,8 @@ class Daemon:
         self._rng = rng or random.Random()
         self._sight = sight
         self._restarter = restarter
+        self._nomad = nomad
+        self._audit = audit
         self._leader: Leader | None = None
         self._leadership: Leadership | None = None
         self._outlook: asyncio.Task[None] | None = None
@@ -91,6 +97,8 @@ class Daemon:
         finally:
             if self._outlook is not None:
                 self._outlook.cancel()
+            if self._audit is not None:
+                await self._audit.close()
 
     async def stop(self) -> None:
         """Hands leadership over, if we have it, and ends :meth:`run`."""
@@ -108,6 +116,8 @@ class Daemon:
             jitter=self._rng.random,
             sight=self._sight,
             restarter=self._restarter,
+            nomad=self._nomad,
+            audit=self._audit,
         )
         self._leadership = leadership
         try:

@@ -10,16 +10,46 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from rebootd.core.audit import Asked, Head
     from rebootd.core.decision import Change, Decision
     from rebootd.core.forecast import Estimate, Forecast
     from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
 
 
+class AuditState(Protocol):
+    """What :class:`rebootd.coordinator.audit.Chain` tells of itself."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any daemon of the fleet keeps an audit log."""
+        ...
+
+    @property
+    def head(self) -> Head:
+        """The last committed entry."""
+        ...
+
+    @property
+    def broken(self) -> str:
+        """What is wrong with the chain, or ``""``."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why this daemon cannot write its file, or ``""``."""
+        ...
+
+
 class Desk(Protocol):
     """The present leader, as its HTTP routes see it. Every method may raise ``NotLeader``."""
 
     epoch: int
+
+    @property
+    def audit(self) -> AuditState:
+        """Where the audit chain stands."""
+        ...
 
     def snapshot(self) -> Snapshot:
         """The fleet as the leader holds it now."""
@@ -51,11 +81,11 @@ class Desk(Protocol):
         """Judges and commits a permit; returns only when the outcome is known."""
         ...
 
-    async def apply(self, plan: Callable[[Snapshot], Change]) -> Change:
+    async def apply(self, plan: Callable[[Snapshot], Change], asked: Asked | None = None) -> Change:
         """Runs ``plan`` on a fresh snapshot inside the leader's loop and commits what it returns.
 
         ``plan`` raises InvalidInput, NotFound or Refused to say no. A lost race is tried again on
-        a fresh snapshot a few times. Raises ``Refused`` when it keeps losing.
+        a fresh snapshot a few times. Raises ``Refused`` when it keeps losing. ``asked`` goes into the audit log.
         """
         ...
 

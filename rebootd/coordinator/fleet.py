@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from rebootd.coordinator.records import T, checked, decode
+from rebootd.coordinator.rack_book import RackBook
+from rebootd.coordinator.records import T, checked, decode, halt_of
 from rebootd.core.durations import Durations
 from rebootd.core.errors import InvalidInput
 from rebootd.core.inputs import rack_name
@@ -25,13 +26,12 @@ from rebootd.core.model import (
     OpenWindow,
     PowerCycle,
     PowerState,
-    RackLock,
-    RackRecord,
     Refusal,
     Snapshot,
 )
 from rebootd.core.policy import DEFAULT_POLICY, parse_policy
 from rebootd.core.power import STATES, controller
+from rebootd.core.stamps import machine_by, newest, record_by
 from rebootd.core.wire import DirectiveKind
 
 if TYPE_CHECKING:
@@ -39,13 +39,11 @@ if TYPE_CHECKING:
 
     from rebootd.coordinator.records import Keys
     from rebootd.core.gates import Held, Reading
+    from rebootd.core.model import RackLock
+    from rebootd.core.nomad import NomadSight
     from rebootd.core.policy import Policy
     from rebootd.core.wire import PermitRequest, Report
-    from rebootd.store.port import Entry, Node, Session
-
-LOCK_RETRY = 1.0
-"""Seconds between two attempts at a rack's lock that was refused."""
-DELAYED = RackLock(holder="other", session="that has ended; its lock-delay is not over")
+    from rebootd.store.port import Entry, Node
 
 
 class Fleet:
@@ -64,16 +62,17 @@ class Fleet:
         self.policy: Policy = DEFAULT_POLICY
         self.policy_text = ""
         self.asides: dict[str, Aside] = {}
-        self.rack_records: dict[str, RackRecord] = {}
-        self.lock_holders: dict[str, str] = {}
-        self._refused_locks: dict[str, float] = {}
-        self.sessions: dict[str, Session] = {}
         self.observed: dict[str, Observation] = {}
         self.asking: dict[str, PermitRequest] = {}
         self.conflicts: dict[str, str] = {}
         self.catalog: dict[str, str] = {}
         self.faults: dict[str, str] = {}
         self.alarms: dict[str, str] = {}
+        self._known_since: dict[str, float] = {}
+        """Since when conflicts (by name) and faults (by key) are known."""
+        self.book = RackBook(keys.racks, self.alarms)
+        self.rack_records = self.book.records
+        self.lock_holders = self.book.holders
         self.durations = Durations()
         self.power: dict[str, PowerCycle] = {}
         self.refusals: dict[str, Refusal] = {}
@@ -83,9 +82,13 @@ class Fleet:
         self.addresses: dict[str, str] = {}
         self.readings: dict[str, Reading] = {}
         self.gate_since: dict[str, Held] = {}
+        self.gate_changed: dict[str, float] = {}
         self.failing: dict[str, str] = {}
         self.failing_since: dict[str, float] = {}
         self.gone: dict[str, float] = {}
+        self.nomad: NomadSight | None = None
+        self.ahead: set[str] = set()
+        """Machines whose records were stamped by a clock that is far ahead of ours."""
 
     # --- what the store says -------------------------------------------------------------
 
@@ -138,23 +141,23 @@ class Fleet:
         if key.startswith(keys.machines):
             self._machine(key.removeprefix(keys.machines), entry, now)
         elif key.startswith(keys.cycles):
-            _put(self, self.cycles, key.removeprefix(keys.cycles), entry, Cycle)
+            _put(self, self.cycles, key.removeprefix(keys.cycles), entry, Cycle, now)
         elif key.startswith(keys.holds + "machine/"):
             self._hold("machine", key.removeprefix(keys.holds + "machine/"), entry, now)
         elif key.startswith(keys.holds + "rack/"):
             self._hold("rack", key.removeprefix(keys.holds + "rack/"), entry, now)
         elif key.startswith(keys.windows):
-            _put(self, self.windows, key.removeprefix(keys.windows), entry, OpenWindow)
+            _put(self, self.windows, key.removeprefix(keys.windows), entry, OpenWindow, now)
         elif key.startswith(keys.power):
             self._power_cycle(key.removeprefix(keys.power), entry, now)
         elif key == keys.halt:
-            self.halt = _halt(entry.value, now) if entry is not None else None
+            self.halt = halt_of(entry.value, now) if entry is not None else None
         elif key == keys.policy:
             self._policy(entry)
         elif key == keys.durations:
             self._durations(entry)
         elif key.startswith(keys.racks):
-            self._rack(key.removeprefix(keys.racks), entry)
+            self.book.place(key.removeprefix(keys.racks), entry, now)
 
     def _machine(self, name: str, entry: Entry | None, now: float) -> None:
         self.asides.pop(name, None)
@@ -175,7 +178,9 @@ class Fleet:
             rack = kept.rack if kept else self.catalog.get(name, "")
             self.asides[name] = Aside(name=name, rack=rack, error=str(error), since=now)
         else:
-            self.machines[name] = machine
+            self.machines[name] = machine_by(machine, now)
+            if newest(machine) > now + self.policy.clock_tolerance:
+                self.ahead.add(name)
 
     def _hold(self, kind: str, name: str, entry: Entry | None, now: float) -> None:
         holds = self.machine_holds if kind == "machine" else self.rack_holds
@@ -184,7 +189,7 @@ class Fleet:
             return
         try:
             # Where it stands is what it holds: so the reason says what is to be released.
-            holds[name] = replace(decode(entry.value, Hold), kind=kind, name=name)
+            holds[name] = replace(record_by(decode(entry.value, Hold), now), kind=kind, name=name)
         except msgspec.MsgspecError:
             # Whatever stands there, somebody wanted a hold: what is unknown is not safe.
             reason = entry.value.decode(errors="replace")[:200]
@@ -198,7 +203,7 @@ class Fleet:
             power = decode(entry.value, PowerCycle)
             if power.machine != name:
                 raise msgspec.ValidationError(f"the machine inside is {power.machine!r}")
-            self.power[name] = power
+            self.power[name] = record_by(power, now)
         except msgspec.MsgspecError as error:
             # It may have been sent: what is unknown is not safe, so this boot is not power-cycled (again).
             machine, said = self.machines.get(name), f"its record cannot be read: {error}"
@@ -228,24 +233,6 @@ class Fleet:
         self.alarms.pop("durations", None)
         if read.samples > self.durations.samples:
             self.durations = read
-
-    def _rack(self, rest: str, entry: Entry | None) -> None:
-        rack, _, what = rest.rpartition("/")
-        if what == ".lock":
-            if entry is not None and entry.session:
-                self.lock_holders[rack] = entry.session
-            else:
-                self.lock_holders.pop(rack, None)
-        elif what == "record":
-            self.alarms.pop(f"rack {rack}", None)
-            if entry is None:
-                self.rack_records.pop(rack, None)
-                return
-            try:
-                self.rack_records[rack] = decode(entry.value, RackRecord)
-            except msgspec.MsgspecError as error:
-                self.rack_records.pop(rack, None)
-                self.alarms[f"rack {rack}"] = f"the record of rack {rack} cannot be read: {error}"
 
     # --- what the machines say -----------------------------------------------------------
 
@@ -295,24 +282,7 @@ class Fleet:
 
     def rack_lock(self, rack: str) -> RackLock:
         """How the lock of one rack stands."""
-        holder = self.lock_holders.get(rack, "")
-        record = self.rack_records.get(rack)
-        if not holder:
-            return RackLock()
-        if record is not None and record.session == holder:
-            return RackLock(holder="ours", session=holder)
-        session = self.sessions.get(holder)
-        return RackLock(holder="other", session=holder, node=session.node if session else "")
-
-    def lock_refused(self, rack: str, now: float) -> None:
-        """The store refused us the rack's lock a moment ago."""
-        self._refused_locks[rack] = now
-
-    def _rack_locks(self, now: float) -> dict[str, RackLock]:
-        """Every lock that is known. What is refused though nobody holds it is in its lock-delay: locked by others."""
-        self._refused_locks = {r: at for r, at in self._refused_locks.items() if abs(now - at) < LOCK_RETRY}
-        delayed = {r: DELAYED for r in self._refused_locks if r not in self.lock_holders}
-        return {rack: self.rack_lock(rack) for rack in {*self.lock_holders, *self.rack_records}} | delayed
+        return self.book.lock(rack)
 
     def _controllers(self) -> dict[str, tuple[str, str]]:
         """Where the machines that may need it can be power-cycled."""
@@ -325,6 +295,13 @@ class Fleet:
         }
         return {name: at for name, at in found.items() if at is not None}
 
+    def alarm(self, key: str, said: str) -> None:
+        """Keeps a sentence that a person should read; ``""`` ends it."""
+        if said:
+            self.alarms[key] = said
+        else:
+            self.alarms.pop(key, None)
+
     def _alarms(self) -> tuple[str, ...]:
         if self.policy.failures.power.address and not self.can_power:
             return (*self.alarms.values(), "the policy wants power cycles, and this leader has no credentials for them")
@@ -334,6 +311,10 @@ class Fleet:
         self, *, now: float, epoch: int, leading_since: float, clock_skew: float, leader_node: str
     ) -> Snapshot:
         """An immutable picture of now. Dicts are copied, records are shared (they are frozen)."""
+        since = self._known_since
+        self._known_since = known = {
+            what: since.get(what, now) for what in (*self.conflicts, *(f"fault {key}" for key in self.faults))
+        }
         return Snapshot(
             now=now,
             epoch=epoch,
@@ -345,43 +326,40 @@ class Fleet:
             rack_holds=dict(self.rack_holds),
             windows=tuple(self.windows.values()),
             halt=self.halt,
-            racks=self._rack_locks(now),
+            racks=self.book.locks(now),
             asking=dict(self.asking),
             asides=dict(self.asides),
             conflicts=dict(self.conflicts),
+            conflict_since={name: known[name] for name in self.conflicts},
             leading_since=leading_since,
             clock_skew=clock_skew,
             leader_node=leader_node,
             durations=self.durations,
             faults=tuple(self.faults.values()),
+            fault_since={said: known[f"fault {key}"] for key, said in self.faults.items()},
             alarms=self._alarms(),
             power=dict(self.power),
             controllers=self._controllers(),
             refusals=dict(self.refusals),
             readings=dict(self.readings),
             gate_since=dict(self.gate_since),
+            gate_changed=dict(self.gate_changed),
             failing=self.failing,
             failing_since=self.failing_since,
             gone=dict(self.gone),
+            nomad=self.nomad,
+            fleet=self.keys.prefix,
         )
 
 
-def _halt(value: bytes, now: float) -> Halt:
-    """Any value is a halt: the emergency stop is a plain ``consul kv put``."""
-    try:
-        return decode(value, Halt)
-    except msgspec.MsgspecError:
-        return Halt(reason=value.decode(errors="replace").strip(), since=now)
-
-
-def _put(fleet: Fleet, where: dict[str, T], name: str, entry: Entry | None, kind: type[T]) -> None:
+def _put(fleet: Fleet, where: dict[str, T], name: str, entry: Entry | None, kind: type[T], now: float) -> None:
     what = f"{kind.__name__.lower()} {name}"
     fleet.alarms.pop(what, None)
     if entry is None:
         where.pop(name, None)
         return
     try:
-        where[name] = checked(decode(entry.value, kind), name)
+        where[name] = record_by(checked(decode(entry.value, kind), name), now)
     except (msgspec.MsgspecError, InvalidInput) as error:
         # An unreadable cycle or window gives nobody leave to go: it is as if it were not there.
         where.pop(name, None)

@@ -85,7 +85,7 @@ class Follower:
                 await asyncio.sleep(WATCH_PAUSE)
                 continue
             if prefix == self._keys.racks and any(
-                holder not in self._fleet.sessions for holder in self._fleet.lock_holders.values()
+                holder not in self._fleet.book.sessions for holder in self._fleet.lock_holders.values()
             ):
                 await self._locks.look()
             self._dirty.set()

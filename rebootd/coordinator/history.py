@@ -53,4 +53,4 @@ class History:
         key = self._fleet.keys.durations
         value = encode(replace(durations, epoch=epoch, write_id=self._new_id()))
         op = Set(key=key, value=value, cas=self._fleet.index.get(key, 0))
-        return [Work(step=Step(ops=(op,), lane=Lane.BACK.value), events=(), keys=(key,))]
+        return [Work(step=Step(ops=(op,), lane=Lane.BACK.value), events=(), keys=(key,), spare=True)]

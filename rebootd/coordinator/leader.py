@@ -8,40 +8,42 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
+from rebootd.coordinator.audit import Chain
 from rebootd.coordinator.changes import Changes
+from rebootd.coordinator.clock import LeaderClock
 from rebootd.coordinator.epoch import raise_epoch
 from rebootd.coordinator.fleet import Fleet
 from rebootd.coordinator.follow import Follower
 from rebootd.coordinator.forecasts import Forecasts
-from rebootd.coordinator.gates.health import HealthWatch
-from rebootd.coordinator.gates.keeper import GateKeeper
 from rebootd.coordinator.history import History
 from rebootd.coordinator.locks import RackLocks
-from rebootd.coordinator.power import PowerRoom
 from rebootd.coordinator.reception import Reception
 from rebootd.coordinator.records import Keys
 from rebootd.coordinator.ring import Ring
+from rebootd.coordinator.rooms import Rooms
 from rebootd.coordinator.waiting import Waiting
 from rebootd.coordinator.work import Planner, Work, landed
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision
-from rebootd.core.errors import RebootdError
-from rebootd.store.writer import Committed, Dropped, FencedWriter, Step
+from rebootd.core.errors import RebootdError, first_of
+from rebootd.store.writer import Blocked, Committed, Dropped, FencedWriter, Step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from rebootd.consul.leadership import Leadership
+    from rebootd.coordinator.audit_file import AuditFile
+    from rebootd.coordinator.drains.nomad_api import NomadApi
     from rebootd.coordinator.gates.sight import Sight
     from rebootd.coordinator.metrics import Metrics
     from rebootd.coordinator.redfish import Restarter
+    from rebootd.core.audit import Asked
     from rebootd.core.forecast import Estimate, Forecast
     from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
@@ -54,21 +56,10 @@ PIECE = 256
 LANDERS = 2
 LANDING = 2.0
 """Seconds after which a tick begins no further piece."""
-SKEW_EVERY = 5.0
 VAIN = 5
 """Ticks in a row whose every write was refused, after which the next ones take their time."""
 DENIED_RETRY = 10.0
 """Seconds after which writes that the store denied are tried again."""
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One leaf of a group that holds operating errors only."""
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
-
-
-def _named(work: Work) -> str:
-    return work.machine.name if work.machine is not None else work.keys[0]
 
 
 class LeaderSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,13 +87,15 @@ class Leader:
         jitter: Callable[[], float] = random.random,
         sight: Sight | None = None,
         restarter: Restarter | None = None,
+        nomad: NomadApi | None = None,
+        audit: AuditFile | None = None,
     ) -> None:
         self.epoch = 0
         self._store = store
         self._leadership = leadership
         self._settings = settings
         self._metrics = metrics
-        self._wall = wall
+        self._clock = LeaderClock(wall, asyncio.get_running_loop().time)
         self._new_id = new_id
         self._keys = Keys(settings.prefix)
         self.fleet = Fleet(self._keys)
@@ -114,10 +107,9 @@ class Leader:
         self._vain = 0
         self._decision = Decision()
         self._since = 0.0
-        self._skew = 0.0
-        self._skew_at = float("-inf")
         self._denied_at = float("-inf")
-        self._changes = Changes(self._attempt, self._dirty)
+        self.audit = Chain(store, self.fleet, audit, metrics, leader=settings.id, new_id=new_id, wall=self._clock)
+        self._changes = Changes(self._attempt, self._dirty, self.audit)
         self._writer = FencedWriter(
             store,
             self._keys.leader,
@@ -127,15 +119,28 @@ class Leader:
             on_commit=metrics.committed,
             jitter=jitter,
         )
-        self._sight = sight
-        self._keeper = GateKeeper(self.fleet, sight, self._dirty, wall=wall, note=self._note)
         self._locks = RackLocks(store, self.fleet, f"{settings.prefix}racks", settings.lock_node, new_id)
-        self._follower = Follower(store, self.fleet, self._locks, self._dirty, wall=wall)
+        self._follower = Follower(store, self.fleet, self._locks, self._dirty, wall=self._clock)
         self.reception = Reception(
-            self.fleet, self._waiting, self._dirty, metrics, wall=wall, note=self._note, look_up=self._follower.look_up
+            self.fleet,
+            self._waiting,
+            self._dirty,
+            metrics,
+            wall=self._clock,
+            note=self._note,
+            look_up=self._follower.look_up,
         )
-        self.fleet.can_power = restarter is not None
-        self._power = PowerRoom(self.fleet, leadership, restarter, wall=wall, apply=self.apply) if restarter else None
+        self._rooms = Rooms(
+            self.fleet,
+            leadership,
+            self._dirty,
+            wall=self._clock,
+            note=self._note,
+            apply=self.apply,
+            sight=sight,
+            restarter=restarter,
+            nomad=nomad,
+        )
 
     # --- the scope -----------------------------------------------------------------------
 
@@ -147,27 +152,25 @@ class Leader:
         try:
             self.epoch = await raise_epoch(self._store, self._writer, self._keys, self._settings.id, self._new_id)
             await self._load()
-            self._planner = Planner(self.fleet, self._locks, self._ring, self._new_id, self.epoch)
+            await self.audit.load(self.epoch)
+            self._planner = Planner(self.fleet, self._locks, self._ring, self._new_id, self.audit)
             self.reception.epoch = self.epoch
-            self._since = self._wall()
+            self._since = self._clock()
             await self._locks.prepare()
             self._decision = decide(self.snapshot())
             opened(self)
             log.info("leading", epoch=self.epoch, machines=len(self.fleet.machines), asides=len(self.fleet.asides))
             async with asyncio.TaskGroup() as group:
                 self._follower.start(group)
-                group.create_task(self._keeper.run())
-                if self._sight is not None:
-                    group.create_task(HealthWatch(self.fleet, self._sight, self._dirty, self._wall).run())
-                if self._power is not None:
-                    group.create_task(self._power.run())
+                self._rooms.start(group)
+                group.create_task(self.audit.watch())
                 group.create_task(self._ticks())
                 group.create_task(self.forecasts.keep())
         except ExceptionGroup as group_:
             _, bugs = group_.split(RebootdError)
             if bugs is not None:
                 raise
-            raise _first(group_) from group_
+            raise first_of(group_) from group_
         finally:
             self._close()
             await self._writer.close()
@@ -179,7 +182,7 @@ class Leader:
 
     async def _load(self) -> None:
         """Reads everything once, behind a barrier: the fence of our epoch is in the log already."""
-        now = self._wall()
+        now = self._clock()
         await self._follower.look_up(force=True)
         for prefix in (*self._follower.small_prefixes(), self._keys.durations, self._keys.machines):
             entries, index = await self._store.list(prefix, consistent=True)
@@ -212,7 +215,7 @@ class Leader:
 
     async def _tick(self) -> frozenset[str]:
         """Decides and commits. Returns the machines whose steps are left to the next tick."""
-        self._measure_skew()
+        self.reception.offsets = self._clock.look(self.reception.offsets, self.fleet)
         if asyncio.get_running_loop().time() - self._denied_at > DENIED_RETRY:
             # The fault keeps everything in, so nothing but another attempt can show that it is over.
             self.fleet.faults.pop("denied", None)
@@ -223,10 +226,12 @@ class Leader:
         # The steps are only needed here; kept until the next decision, those of a power loss would be there twice.
         self._decision = msgspec.structs.replace(decision, steps=())
         self._metrics.decide.observe(loop.time() - began)
-        self._keeper.judged(snapshot, decision)
+        self._rooms.judged(snapshot, decision)
         steps = {step.name for step in decision.steps}
         self._waiting.judged(steps)
         ready, plain = self._planner.plan(decision, snapshot.now)
+        if self._clock.trusted:
+            plain = chain(plain, self._planner.restamped(steps, snapshot.now))
         tried, dropped = await self._land_all(chain(ready, self._history.due(snapshot.now, self.epoch)), plain)
         self.reception.answer_permits(snapshot, decision, dropped)
         self._vain = self._vain + 1 if tried and len(dropped) == len(tried) else 0
@@ -252,7 +257,7 @@ class Leader:
 
         async def lander() -> None:
             while part := piece():
-                tried.extend(_named(w) for w in part)
+                tried.extend(w.name for w in part)
                 dropped.update(await self._land(part))
 
         async with asyncio.TaskGroup() as group:
@@ -265,7 +270,9 @@ class Leader:
         outcomes = await self._writer.commit([w.step for w in work])
         dropped: dict[str, str] = {}
         for w, outcome in zip(work, outcomes, strict=True):
-            name = _named(w)
+            name = w.name
+            if w.spare:
+                self._planner.spared(w, outcome.reason if isinstance(outcome, Blocked) else "", self._clock())
             if isinstance(outcome, Committed):
                 self._took_place(w, outcome.indexes)
                 if 0 in outcome.indexes.values():
@@ -276,10 +283,13 @@ class Leader:
                 log.warning("step-dropped", machine=name, why=why)
                 await self._reload(w)
                 if w.lock and any(f.reason == "locked" for f in outcome.failed):
-                    self.fleet.lock_refused(w.lock, self._wall())
+                    self.fleet.book.refused(w.lock, self._clock())
                 if w.lock:
                     # The spare may be what was refused: its session can have been ended by somebody.
                     await self._locks.drop(w.session)
+            elif w.spare:
+                dropped[name] = f"blocked: {outcome.reason}"
+                log.warning("spare-write-denied", key=name, why=outcome.reason)
             else:
                 dropped[name] = f"blocked: {outcome.reason}"
                 self._denied_at = asyncio.get_running_loop().time()
@@ -292,7 +302,7 @@ class Leader:
         return dropped
 
     def _took_place(self, work: Work, indexes: dict[str, int]) -> None:
-        landed(work, indexes, self.fleet, self._wall())
+        landed(work, indexes, self.fleet, self._clock())
         if work.unlock:
             self._locks.reuse(work.session)
         before = work.before
@@ -304,9 +314,9 @@ class Leader:
         self._ring.publish(work.events)
         if work.machine is not None:
             self._waiting.wake(work.machine.name)
-            self._keeper.changed(work.machine)
-        if work.power is not None and self._power is not None:
-            self._power.committed(work.power)
+            self._rooms.changed(before, work.machine)
+        if work.power is not None:
+            self._rooms.power(work.power)
 
     async def _reload(self, work: Work) -> None:
         """Reads again what a dropped step had wrong; a record that was edited by hand is taken as it is."""
@@ -318,16 +328,6 @@ class Leader:
         """The event chunk of a transaction rides in it."""
         return self._ring.chunk(tuple(event for step in steps if isinstance(step.note, tuple) for event in step.note))
 
-    def _measure_skew(self) -> None:
-        # Not by the clock that is judged here: one that was set back would not be judged again for as long.
-        now = asyncio.get_running_loop().time()
-        if now - self._skew_at >= SKEW_EVERY:
-            self._skew_at = now
-            known = self.fleet.machines
-            # Who is gone for good has no clock any more.
-            offsets = self.reception.offsets = {n: at for n, at in self.reception.offsets.items() if n in known}
-            self._skew = statistics.median(offsets.values()) if offsets else 0.0
-
     def _note(self, event: Event) -> None:
         """An event that changes no record (a refusal): told now, kept in memory only."""
         self._ring.publish(self._ring.number((msgspec.structs.replace(event, epoch=self.epoch),)))
@@ -337,10 +337,10 @@ class Leader:
     def snapshot(self) -> Snapshot:
         """The fleet as the leader holds it now."""
         return self.fleet.snapshot(
-            now=self._wall(),
+            now=self._clock(),
             epoch=self.epoch,
             leading_since=self._since,
-            clock_skew=self._skew,
+            clock_skew=self._clock.skew,
             leader_node=self._settings.node,
         )
 
@@ -376,14 +376,16 @@ class Leader:
         """Judges and commits a permit."""
         return await self.reception.permit(request, self._leadership)
 
-    async def apply(self, plan: Callable[[Snapshot], Change]) -> Change:
+    async def apply(self, plan: Callable[[Snapshot], Change], asked: Asked | None = None) -> Change:
         """Queues the plan for the next tick and waits for its outcome."""
-        return await self._changes.apply(plan)
+        return await self._changes.apply(plan, asked)
 
-    async def _attempt(self, plan: Callable[[Snapshot], Change]) -> tuple[Change, dict[str, str]]:
+    async def _attempt(
+        self, plan: Callable[[Snapshot], Change], asked: Asked | None = None
+    ) -> tuple[Change, dict[str, str]]:
         snapshot = self.snapshot()
         change = plan(snapshot)
-        work = self._planner.change(change, snapshot.now)
+        work = self._planner.change(change, snapshot.now, asked)
         return change, await self._land([work]) if work.step.ops else {}
 
     def recent(self, limit: int) -> list[Event]:

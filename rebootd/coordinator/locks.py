@@ -68,7 +68,7 @@ class RackLocks:
     async def look(self) -> None:
         """Learns the nodes of foreign holders, and ends our claim on sessions that are gone."""
         try:
-            self._fleet.sessions = {s.id: s for s in await self._store.sessions()}
+            self._fleet.book.sessions = {s.id: s for s in await self._store.sessions()}
         except StoreError as error:
             log.warning("sessions-unknown", error=str(error))
 

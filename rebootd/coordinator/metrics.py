@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter as Count
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector, CollectorRegistry
 
@@ -60,6 +60,15 @@ class Metrics:
         self.permits = Counter("rebootd_permits", "Permit requests answered", ["granted"], registry=registry)
         self.refused = Counter("rebootd_reports_refused", "Reports refused", ["why"], registry=registry)
         self.elections = Counter("rebootd_elections_won", "Elections won by this daemon", registry=registry)
+        self.audit_entries = Counter(
+            "rebootd_audit_entries", "Audit entries, by what became of the change", ["result"], registry=registry
+        )
+        self.audit_broken = Gauge(
+            "rebootd_audit_chain_broken", "1 once this leader found the audit chain broken", registry=registry
+        )
+        self.audit_unwritable = Gauge(
+            "rebootd_audit_unwritable", "1 while this daemon cannot write its audit log", registry=registry
+        )
 
     def committed(self, seconds: float, operations: int, outcome: str) -> None:
         """One transaction ended."""

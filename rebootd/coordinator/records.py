@@ -6,8 +6,9 @@ from typing import TypeVar
 
 import msgspec
 
-from rebootd.core.model import Cycle
+from rebootd.core.model import Cycle, Halt
 from rebootd.core.selectors import parse_selector
+from rebootd.core.stamps import record_by
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -41,6 +42,14 @@ def checked(record: T, name: str) -> T:
     return record
 
 
+def halt_of(value: bytes, now: float) -> Halt:
+    """Any value is a halt: the emergency stop is a plain ``consul kv put``."""
+    try:
+        return record_by(decode(value, Halt), now)
+    except msgspec.MsgspecError:
+        return Halt(reason=value.decode(errors="replace").strip(), since=now)
+
+
 class Keys:
     """The keys under one prefix (by default ``rebootd/``)."""
 
@@ -59,6 +68,7 @@ class Keys:
         self.racks = prefix + "racks/"
         self.events = prefix + "events/"
         self.durations = prefix + "durations"
+        self.audit = prefix + "audit"
 
     def machine(self, name: str) -> str:
         """``machines/<name>``."""

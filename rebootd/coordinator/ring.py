@@ -12,6 +12,7 @@ import structlog
 from rebootd.coordinator.records import decode, encode
 from rebootd.core.model import Event
 from rebootd.store.port import Op, Set
+from rebootd.store.writer import SEAL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -25,8 +26,10 @@ SLOTS = 256
 """Chunks that are kept in the store. A chunk holds the events of one transaction."""
 IN_MEMORY = 10_000
 """Events that a leader keeps at hand."""
-CHUNK_BYTES = 60_000
-"""A chunk is cut to about this many bytes, so that the ring stays below 16 MB."""
+CHUNK_BYTES = (SEAL_BYTES - 400) * 3 // 4
+"""A chunk has at most so many bytes: as base64 it fills what the writer keeps free, and the ring stays below 16 MB."""
+SHORT = 80
+"""Characters that are left of each text when a chunk would be longer."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -79,8 +82,7 @@ class Ring:
         self._number += 1
         value = encode(Chunk(self._number, events))
         if len(value) > CHUNK_BYTES:
-            short = tuple(msgspec.structs.replace(e, detail=e.detail[:80]) for e in events)
-            value = encode(Chunk(self._number, short))
+            value = encode(Chunk(self._number, _fitting([_short(e) for e in events])))
         return Set(key=self._keys.event_slot(self._number % SLOTS), value=value)
 
     def publish(self, events: Iterable[Event]) -> None:
@@ -135,3 +137,31 @@ class Ring:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(None)
+
+
+def _short(event: Event) -> Event:
+    """The event with no text longer than SHORT characters, so that it has a few kB at most."""
+    said = msgspec.structs.asdict(event)
+    return msgspec.structs.replace(
+        event, **{k: v[:SHORT] for k, v in said.items() if isinstance(v, str) and len(v) > SHORT}
+    )
+
+
+def _fitting(events: list[Event]) -> tuple[Event, ...]:
+    """The newest of them that fit into a chunk, behind one that says how many are left out."""
+    room = CHUNK_BYTES - 500
+    kept = len(events)
+    while kept and (room := room - len(encode(events[kept - 1])) - 1) >= 0:
+        kept -= 1
+    if not kept:
+        return tuple(events)
+    last = events[kept - 1]
+    gap = Event(
+        time=last.time,
+        epoch=last.epoch,
+        seq=last.seq,
+        kind="gap",
+        cause="left out",
+        detail=f"{kept} events that landed together with the next ones were too long to be kept in the store",
+    )
+    return (gap, *events[kept:])

@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from rebootd.coordinator.records import encode
+from rebootd.core import audit
 from rebootd.core.decision import Change, Decision, Guard, Lane, MachineStep, PowerStep
 from rebootd.core.model import Cycle, Event, Machine, PowerCycle
 from rebootd.store.port import (
@@ -23,11 +24,13 @@ from rebootd.store.port import (
 from rebootd.store.writer import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
+    from rebootd.coordinator.audit import Chain
     from rebootd.coordinator.fleet import Fleet
     from rebootd.coordinator.locks import RackLocks
     from rebootd.coordinator.ring import Ring
+    from rebootd.core.audit import Asked, Line
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,17 +48,30 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     unlock: str = ""
     session: str = ""
     power: PowerCycle | None = None
+    spare: bool = False
+    """Nothing depends on it: when it is denied, that is an alarm, and no reason to stop."""
+
+    @property
+    def name(self) -> str:
+        """The machine's name, or a key that it writes."""
+        return self.machine.name if self.machine is not None else self.keys[0]
+
+
+DENIED_REST = 600.0
+"""Seconds after which what is old, and may not be deleted, is tried again."""
 
 
 class Planner:
     """Turns decisions and changes into :class:`Work`."""
 
-    def __init__(self, fleet: Fleet, locks: RackLocks, ring: Ring, new_id: Callable[[], str], epoch: int) -> None:
+    def __init__(self, fleet: Fleet, locks: RackLocks, ring: Ring, new_id: Callable[[], str], chain: Chain) -> None:
         self._fleet = fleet
+        self._chain = chain
         self._locks = locks
         self._ring = ring
         self._new_id = new_id
-        self._epoch = epoch
+        self._epoch = chain.epoch
+        self._denied: dict[str, float] = {}
 
     def plan(self, decision: Decision, now: float) -> tuple[list[Work], Iterator[Work]]:
         """All the work of a decision, in two parts.
@@ -75,13 +91,26 @@ class Planner:
         work += [self._rack(now, unlock=rack) for rack in decision.unlocks]
         work += [self._cycle(cycle, event) for cycle, event in decision.cycles]
         work += [self._power(step) for step in decision.power]
-        work += [self._gone(fleet_key) for fleet_key in decision.prune]
+        keys = [self._fleet.keys.prefix + relative for relative in decision.prune]
+        for key in self._denied.keys() - self._fleet.index.keys():
+            # Somebody else has deleted it.
+            del self._denied[key]
+            self._fleet.alarm(f"denied {key}", "")
+        work += [self._gone(key) for key in keys if now - self._denied.get(key, -DENIED_REST) >= DENIED_REST]
         # A record that was read anew meanwhile is not what was decided on.
         machines = self._fleet.machines
         return work, (self._machine(s, now) for s in plain if machines.get(s.name) is s.before)
 
-    def change(self, change: Change, now: float) -> Work:
-        """An operator's change as one piece of work."""
+    def restamped(self, busy: Collection[str], now: float) -> Iterator[Work]:
+        """Writes records anew that were stamped by a clock far ahead, each once; ``busy`` ones are written anyway."""
+        ahead, self._fleet.ahead = self._fleet.ahead, set()
+        for name in sorted(ahead.difference(busy)):
+            machine = self._fleet.machines.get(name)
+            if machine is not None:
+                yield self._machine(MachineStep(name=name, before=machine, after=machine, events=()), now)
+
+    def change(self, change: Change, now: float, asked: Asked | None = None) -> Work:
+        """An operator's change as one piece of work; ``asked`` None: it is the leader's own."""
         fleet = self._fleet
         ops: list[Op] = []
         for write in change.writes:
@@ -103,7 +132,7 @@ class Planner:
         if change.unlock:
             ops += self._locks.unlock_ops(change.unlock, now, self._epoch)
         numbered = self._ring.number(events)
-        return Work(
+        work = Work(
             step=Step(ops=tuple(ops), lane=Lane.BACK.value, note=numbered),
             events=numbered,
             machine=machine,
@@ -112,6 +141,16 @@ class Planner:
             unlock=unlock,
             session=session,
         )
+        return self._linked(work, audit.of_change(change, asked, now), needed=asked is not None)
+
+    def _linked(self, work: Work, line: Line | None, *, needed: bool) -> Work:
+        """With a line in the audit log, if it gets one. ``needed``: without the line it must not happen."""
+        late = self._chain.link(line, needed=needed)
+        if late is None:
+            return work
+        # In a lane of its own, so that a slow disk holds up nothing but what is audited.
+        step = msgspec.structs.replace(work.step, late=late, lane=f"{work.step.lane} audited")
+        return replace(work, step=step)
 
     def _stamped(self, value: bytes) -> bytes:
         """The record with a fresh write id, if it has a place for one (the policy is YAML and has none)."""
@@ -143,7 +182,7 @@ class Planner:
             ops.append(Set(key=key, value=encode(after), cas=index))
         guards = self._guards(step)
         numbered = self._ring.number(step.events)
-        return Work(
+        work = Work(
             step=Step(ops=tuple(ops), guards=guards, lane=step.lane.value, note=numbered),
             events=numbered,
             machine=after,
@@ -153,6 +192,7 @@ class Planner:
             unlock=step.unlock,
             session=session,
         )
+        return self._linked(work, audit.of_step(step, now), needed=True)
 
     def _guards(self, step: MachineStep) -> tuple[CheckIndex | CheckNotExists | CheckSession, ...]:
         fleet, keys = self._fleet, self._fleet.keys
@@ -197,24 +237,33 @@ class Planner:
         op = Set(key=key, value=encode(after), cas=fleet.index.get(key, 0))
         guard = CheckIndex(key=machine, index=fleet.index[machine])
         numbered = self._ring.number((step.event,))
-        return Work(
+        work = Work(
             step=Step(ops=(op,), guards=(guard,), lane=Lane.OUT.value, note=numbered),
             events=numbered,
             keys=(key, machine),
             power=after,
         )
+        return self._linked(work, audit.of_event(step.event), needed=True)
 
-    def _gone(self, relative: str) -> Work:
-        key = self._fleet.keys.prefix + relative
+    def _gone(self, key: str) -> Work:
         op = Delete(key=key, cas=self._fleet.index[key])
-        return Work(step=Step(ops=(op,), lane=Lane.BACK.value), events=(), keys=(key,))
+        return Work(step=Step(ops=(op,), lane=Lane.BACK.value), events=(), keys=(key,), spare=True)
+
+    def spared(self, work: Work, denied: str, now: float) -> None:
+        """A spare piece of work was denied (the store's words), or has landed (``""``)."""
+        for key in work.keys:
+            self._denied.pop(key, None)
+            if denied:
+                self._denied[key] = now
+            self._fleet.alarm(f"denied {key}", f"the store denies our write of {key}: {denied}" if denied else "")
 
     def _cycle(self, cycle: Cycle, event: Event) -> Work:
         key = self._fleet.keys.cycle(cycle.id)
         value = encode(replace(cycle, write_id=self._new_id()))
         op = Set(key=key, value=value, cas=self._fleet.index.get(key, 0))
         numbered = self._ring.number((event,))
-        return Work(step=Step(ops=(op,), lane=Lane.BACK.value, note=numbered), events=numbered, keys=(key,))
+        work = Work(step=Step(ops=(op,), lane=Lane.BACK.value, note=numbered), events=numbered, keys=(key,))
+        return self._linked(work, audit.of_event(event), needed=False)
 
 
 def _session(ops: list[Op]) -> str:
@@ -230,8 +279,8 @@ def landed(work: Work, indexes: dict[str, int], fleet: Fleet, now: float) -> Non
             _own_write(fleet, op, index, work, now)
         elif isinstance(op, Delete):
             fleet.forget(op.key, now)
-        elif op.key == lock:
-            fleet.absorb(Entry(op.key, b"", index, session=work.session), now)
+        elif isinstance(op, Lock) and op.key == lock:
+            fleet.absorb(Entry(op.key, op.value, index, session=work.session), now)
         else:
             fleet.absorb(Entry(op.key, b"", index), now)
 

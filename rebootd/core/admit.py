@@ -10,11 +10,11 @@ from rebootd.core.advance import advance, at_target, selected
 from rebootd.core.decision import Guard, Lane, MachineStep
 from rebootd.core.emergency import emergency_note
 from rebootd.core.failures import held_back, needs_person
-from rebootd.core.limits import Tally, unheard
 from rebootd.core.model import Blocker, Cycle, CycleState, State
+from rebootd.core.own import no_rack, own_blockers
 from rebootd.core.pace import goes_last
 from rebootd.core.permits import open_racks
-from rebootd.core.second_look import resting
+from rebootd.core.policy_reboot import method_for
 from rebootd.core.settle import held_by
 from rebootd.core.states import WORKING, Happening
 from rebootd.core.wishes import Wish, Wishes, machine_order, rack_order
@@ -22,7 +22,8 @@ from rebootd.core.wishes import Wish, Wishes, machine_order, rack_order
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from rebootd.core.model import Machine
+    from rebootd.core.limits import Tally
+    from rebootd.core.model import Machine, RackLock
     from rebootd.core.policy import Policy
     from rebootd.core.view import View
 
@@ -100,7 +101,7 @@ def _admit_rack(
         return
     out.wanted.add(rack)
     if _may_open(view, rack):
-        _take_from(view, rack, list(runnable()), out)
+        _take_from(view, rack, list(runnable()), out, alone=members)
     if pace.last and not members:
         out.others = out.others or len(out.steps) > before or any(_could(view, w) for w in runnable())
 
@@ -110,12 +111,12 @@ def _could(view: View, wish: Wish) -> bool:
     m, cycle, _ = wish
     tallies = (view.capacity.racks[m.rack], *view.capacity.limits_of(m))
     skip = view.skips(cycle.id) if cycle is not None else frozenset()
-    kept = view.safeguards.shuts(m, skip) or _own(view, m) or held_back(view, m, cycle)
+    kept = view.safeguards.shuts(m, skip) or own_blockers(view, m) or held_back(view, m, cycle)
     return not kept and all(t.maximum > 0 for t in tallies)
 
 
-def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> None:
-    """Takes out as many machines of one rack as capacity allows."""
+def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission, *, alone: bool) -> None:
+    """Takes out as many machines of one rack as capacity allows; one if it goes ``alone``."""
     capacity = view.capacity
     tally = capacity.racks[rack]
     lock = view.snapshot.racks.get(rack)
@@ -129,7 +130,7 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> N
     for m, cycle, hold in runnable:
         if tally.full:
             return
-        if mask_of(m) & shut or _own(view, m) or held_back(view, m, cycle):
+        if mask_of(m) & shut or own_blockers(view, m) or held_back(view, m, cycle):
             continue
         skip = view.skips(cycle.id) if cycle is not None else frozenset()
         if safe.any and safe.blockers(m, skip):
@@ -145,6 +146,7 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> N
             cause=cause,
             detail=hold.reason if hold else emergency_note(cycle),
             cycle=cycle.id if cycle else "",
+            method=method_for(view.snapshot.policy, cycle, m),
             booted=False,
             planned=False,
             evidence="",
@@ -164,7 +166,7 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission) -> N
         capacity.add(m)
         shut = capacity.full_limits()
         safe.left(m)
-        if not ours:
+        if alone or not ours:
             # The lock lands with the first machine; the others of its rack go once it is held.
             return
 
@@ -180,15 +182,7 @@ def _rack_blockers(view: View, rack: str) -> tuple[Blocker, ...]:
     out = []
     lock = snapshot.racks.get(rack)
     if lock is not None and lock.holder == "other":
-        on = f" on node {lock.node}" if lock.node else ""
-        out.append(
-            Blocker(
-                kind="rack-lock",
-                what=f"rack {rack} is locked by session {lock.session}{on}",
-                since=0.0,
-                clears="whoever holds that lock",
-            )
-        )
+        out.append(locked_by_others(rack, lock))
     waited = view.now - snapshot.leading_since
     if waited < snapshot.policy.settle:
         silent = [m.name for m in view.capacity.members[rack] if m.name not in snapshot.observed]
@@ -206,36 +200,14 @@ def _rack_blockers(view: View, rack: str) -> tuple[Blocker, ...]:
     return tuple(out)
 
 
-def _own(view: View, m: Machine) -> tuple[Blocker, ...]:
-    """What keeps this one machine in."""
-    snapshot = view.snapshot
-    conflict = snapshot.conflicts.get(m.name)
-    if conflict is not None:
-        return (
-            Blocker(kind="conflict", what=conflict, since=view.now, clears=f"an operator: rebootctl forget {m.name}"),
-        )
-    out = []
-    if unheard(snapshot, m.name):
-        seen = snapshot.observed.get(m.name)
-        out.append(
-            Blocker(
-                kind="unseen",
-                what="its agent has not called " + ("for too long" if seen else "since this leader began"),
-                since=seen.at if seen else snapshot.leading_since,
-                clears="the machine's agent",
-            )
-        )
-    if m.name in snapshot.failing:
-        out.append(
-            Blocker(
-                kind="failing",
-                what=f"Consul says that it has failed: {snapshot.failing[m.name]}",
-                since=snapshot.failing_since.get(m.name, view.now),
-                clears="whoever repairs it",
-            )
-        )
-    rest = resting(m, view.now)
-    return (*out, rest) if rest is not None else tuple(out)
+def locked_by_others(rack: str, lock: RackLock) -> Blocker:
+    """The blocker that somebody else's lock is."""
+    on = f" on node {lock.node}" if lock.node else ""
+    what, clears = f"rack {rack} is locked by session {lock.session}{on}", "whoever holds that lock"
+    if lock.record_error:
+        what += f"; it may be ours, but our record of that rack cannot be read: {lock.record_error}"
+        clears += f"; if nobody uses it, an operator: consul kv delete {lock.record_key}, and end that session"
+    return Blocker(kind="rack-lock", what=what, since=lock.since, clears=clears)
 
 
 def waiting(view: View, wanting: dict[str, list[Wish]]) -> dict[str, tuple[Blocker, ...]]:
@@ -254,7 +226,7 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
     observed, conflicts, now = snapshot.observed, snapshot.conflicts, view.now
     patience = snapshot.policy.unreachable_after
     failing, tripped = snapshot.failing, view.breakers.touches if view.breakers.open else None
-    safe = view.safeguards
+    safe, nomad = view.safeguards, snapshot.policy.drains.nomad
     marked = safe.any
     limits = [_limit(t) for _, t in view.capacity.limits]
     shut, mask_of = view.capacity.full_limits(), view.capacity.mask_of
@@ -266,13 +238,7 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
     paced = _Paced(view, out.others, nothing)
     for rack, wishes in wanting.items():
         if not rack:
-            rackless = Blocker(
-                kind="no-rack",
-                what="its rack is unknown (or not of A-Z a-z 0-9 . _ -), so nobody can tell what goes down with it",
-                since=0.0,
-                clears="whoever sets `rack` in its Consul node meta",
-            )
-            base: tuple[Blocker, ...] = (*common, rackless)
+            base: tuple[Blocker, ...] = common
         else:
             tally = view.capacity.racks[rack]
             base = (
@@ -304,10 +270,13 @@ def _explain(view: View, wanting: dict[str, list[Wish]], taken: set[str], out: A
                 shared[key] = blockers = blockers or (nothing,)
             if paced.any:
                 blockers = paced.joined(blockers, m, cycle)
+            if not rack:
+                blockers = (*(b for b in blockers if b is not nothing), no_rack(m))
             seen = observed.get(name)
             odd = m.turned_back or m.flag or m.retry is not None or name in conflicts or name in failing
+            odd = odd or (nomad is not None and nomad.machines.matches(m)) or m.nomad is not None
             if odd or (tripped and tripped(m)) or seen is None or now - seen.at > patience:
-                own = (*_own(view, m), *held_back(view, m, cycle))
+                own = (*own_blockers(view, m), *held_back(view, m, cycle))
                 if not own:
                     reasons[name] = blockers
                     continue

@@ -13,12 +13,13 @@ from msgspec.structs import replace
 from rebootd.core.admit import Admission, admit, changed, finished
 from rebootd.core.advance import ENDED
 from rebootd.core.decision import Decision, Lane, MachineStep, PermitVerdict
+from rebootd.core.drains import settled_debts
 from rebootd.core.forgetting import forgotten
 from rebootd.core.model import Blocker, CycleState, Event, State
 from rebootd.core.power import stale
 from rebootd.core.quiet import quiet
 from rebootd.core.settle import create, settle
-from rebootd.core.standing import changes
+from rebootd.core.standing import changes, resting
 from rebootd.core.states import WORKING
 from rebootd.core.view import View
 
@@ -44,6 +45,7 @@ def decide(snapshot: Snapshot) -> Decision:
     view = View(snapshot)
     steps, reasons, permits = _settled(view)
     steps += forgotten(view, {step.name for step in steps})
+    steps += settled_debts(view, {step.name for step in steps})
     for name in snapshot.asking:
         if name not in permits:
             permits[name] = _no_verdict(snapshot, name)
@@ -52,6 +54,9 @@ def decide(snapshot: Snapshot) -> Decision:
     for name, aside in snapshot.asides.items():
         what = f"its record cannot be read, so it is set aside: {aside.error}"
         reasons[name] = (Blocker(kind="aside", what=what, since=aside.since, clears="an operator: rebootctl forget"),)
+    if rests := resting(view):
+        told = {step.name for step in (*steps, *admission.steps)}
+        reasons.update({name: why for name, why in rests.items() if name not in reasons and name not in told})
     steps, unlocks = unlocks_of(view, steps, admission)
     return Decision(
         steps=(*steps, *admission.steps),

@@ -53,6 +53,7 @@ def directive_for(machine: Machine, boot_id: str, epoch: int, *, held: bool, con
         version=machine.version,
         boot_id=machine.boot_id,
         cycle=machine.cycle,
+        method=machine.method,
     )
 
 

@@ -35,6 +35,10 @@ class Unauthorized(RebootdError):
     """The caller did not prove who it is. Exit code 1, HTTP 401."""
 
 
+class Forbidden(RebootdError):
+    """The caller proved who it is, and may not do this. Exit code 1, HTTP 403."""
+
+
 class NotLeader(RebootdError):
     """This daemon does not lead (any more); nothing was done. HTTP 307 or 503."""
 
@@ -103,3 +107,9 @@ class Conflict(StoreError):
     def __init__(self, failed: tuple[Failed, ...]) -> None:
         self.failed = failed
         super().__init__("; ".join(f"op {f.index}: {f.what}" for f in failed) or "refused")
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One leaf of a group of errors, for a caller that can tell of only one."""
+    inner = group.exceptions[0]
+    return first_of(inner) if isinstance(inner, BaseExceptionGroup) else inner

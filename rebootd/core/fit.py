@@ -10,7 +10,7 @@ from rebootd.core.durations import Durations, keys_of
 from rebootd.core.inputs import DAY, format_duration
 from rebootd.core.model import Blocker
 from rebootd.core.policy import Policy
-from rebootd.core.windows import judge_windows
+from rebootd.core.windows import judge_windows, opened_since
 
 if TYPE_CHECKING:
     from rebootd.core.model import Machine, Snapshot
@@ -30,6 +30,7 @@ class Fit:
         self._durations = snapshot.durations or Durations()
         self._verdict = verdict
         self._windows = snapshot.windows
+        self._leading_since = snapshot.leading_since
         self._now = now = snapshot.now if now is None else now
         self._rest = inf if verdict.open and verdict.until is None else (verdict.until or now) - now
         self._known: dict[tuple[str, ...], Blocker | None] = {}
@@ -62,7 +63,7 @@ class Fit:
             return Blocker(
                 kind="never",
                 what=f"its reboot is expected to take {_span(seconds)}, and no window is longer than {_span(most)}",
-                since=0.0,
+                since=self._leading_since,
                 clears="an operator: a longer window (rebootctl window open, or the policy's calendar)",
             )
         if not self._verdict.open:
@@ -70,7 +71,7 @@ class Fit:
         return Blocker(
             kind="window-fit",
             what=f"its reboot is expected to take {_span(seconds)}, and the window closes in {_span(self._rest)}",
-            since=0.0,
+            since=max(self._now + self._rest - seconds, opened_since(self._policy, self._windows, self._now)),
             clears="the next window, or an operator: rebootctl window open",
         )
 

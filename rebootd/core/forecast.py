@@ -19,6 +19,7 @@ from rebootd.core.durations import ALL, Durations
 from rebootd.core.forecast_course import Course
 from rebootd.core.gates import Word
 from rebootd.core.model import Blocker, Cycle, CycleState, Machine, Observation, State
+from rebootd.core.policy_drains import Drains
 from rebootd.core.policy_waves import PHASES
 from rebootd.core.settle import settle
 from rebootd.core.states import WORKING
@@ -148,7 +149,7 @@ def prepared(
     gated = _gated(snapshot)
     plain = replace(
         snapshot,
-        policy=replace(snapshot.policy, gates=()),
+        policy=replace(snapshot.policy, gates=(), drains=Drains()),
         machines=machines,
         cycles=cycles,
         observed=_heard(snapshot),

@@ -23,7 +23,7 @@ class _Judged:
 
     def __init__(self, gate: Gate, snapshot: Snapshot, away: Mapping[str, float]) -> None:
         self.gate = gate
-        self.changed = 0.0
+        self.changed = snapshot.gate_changed.get(gate.name, 0.0)
         self._now = snapshot.now
         self._away = away
         self._held = snapshot.gate_since.get(gate.name)
@@ -92,9 +92,15 @@ class _Judged:
         return Blocker(
             kind="gate",
             what=f"gate {self.gate.name} {_SAYS[verdict.word]}: {verdict.what}",
-            since=self.since(verdict),
+            since=self._shut(verdict),
             clears=clears(self.gate, verdict.word),
         )
+
+    def _shut(self, verdict: Verdict) -> float:
+        """Since when it has kept machines in, whatever it said meanwhile."""
+        if self._held is not None and self._held.shut:
+            return self._held.shut
+        return self.changed if verdict.renewing else self._now
 
     def since(self, verdict: Verdict) -> float:
         """Since when it has said so, as far as this leader knows."""
@@ -108,7 +114,9 @@ class _Judged:
         """Whether no machine at all can be blocked by it, told without asking for each."""
         if self._judge("").word is not Word.PASS:
             return False
-        heaviest = max(self._passing.items(), key=lambda item: item[1], default=("", 0))[0]
+        # Who is away takes nothing along any more: only one in service can be the heaviest loss.
+        here = (item for item in self._passing.items() if item[0] not in self._away)
+        heaviest = max(here, key=lambda item: item[1], default=("", 0))[0]
         return not heaviest or self._judge(heaviest).word is Word.PASS
 
     def summary(self) -> Verdict:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from rebootd.core.advance import with_boot
 from rebootd.core.failures import flagged, flapping, with_unplanned
 from rebootd.core.model import State
+from rebootd.core.policy_reboot import FULL, same_kernel
 from rebootd.core.power import served
 from rebootd.core.standing import required_since
 from rebootd.core.states import Happening
@@ -81,6 +82,10 @@ def hear(walk: Walk, report: Report) -> None:
         **counts,
     )
     walk.machine = flagged(walk.machine)
+    if planned and m.method in FULL and same_kernel(m.boot_id, report.boot_id):
+        still = f"{m.method} was asked for, and the same kernel runs on with a userspace started anew"
+        walk.fail(Happening.VERIFY_FAILED, "rebooted another way", still)
+        return
     too_often = "" if caused or walk.machine.state is not State.VERIFYING else flapping(walk.view, walk.machine)
     if too_often:
         walk.fail(Happening.VERIFY_FAILED, "flapping", too_often)

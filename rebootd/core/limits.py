@@ -43,7 +43,8 @@ def _lost_since(snapshot: Snapshot, machine: Machine, seen: Observation | None) 
         return machine.since
     if seen is None:
         return snapshot.leading_since
-    return snapshot.failing_since.get(machine.name, seen.at)
+    # A forecast has agents call for ever: that is no time, and no JSON.
+    return snapshot.failing_since.get(machine.name, min(seen.at, snapshot.now))
 
 
 class Tally:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from rebootd.core.nomad import NomadDrain
 from rebootd.core.wire import CheckResult, PermitRequest, Report, Tri
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from rebootd.core.durations import Durations
     from rebootd.core.gates import Held, Reading
+    from rebootd.core.nomad import NomadSight
     from rebootd.core.policy import Policy
 
 SUPERSEDED_BOOTS = 8
@@ -71,7 +73,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     ``unplanned_at`` are the times of the last unplanned boots, ``retry`` what is tried again. ``ended`` is when a cycle
     last ended for it, ``required_since`` since when it reports that a reboot is required (0: it does not).
     ``turned_back`` counts how often in a row a gate brought it back undone, at ``turned_back_at`` for the last time.
-    ``announced`` tells that a shutdown by somebody else's hand is coming: the next boot is no crash.
+    ``announced`` tells that a shutdown by somebody else's hand is coming: the next boot is no crash. ``nomad`` is what
+    its Nomad client was before our drain, until it is so again. ``method`` is how it is to reboot (``""``: as its host
+    is set up to).
     """
 
     name: str
@@ -106,6 +110,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     turned_back: int = 0
     turned_back_at: float = 0.0
     announced: bool = False
+    nomad: NomadDrain | None = None
+    method: str = ""
 
 
 class CycleState(StrEnum):
@@ -127,6 +133,7 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     cycle goes outside of windows and past the gates named in ``skip_gates``, and past nothing else.
     ``waves`` tells whether it goes in the policy's waves, ``standing`` that it is the policy's and never ends.
     ``estimated`` is the end that was forecast for it at ``estimated_at``, soon after its start (0: not yet).
+    ``method`` is how its machines are to reboot (``""``: as the policy says).
     """
 
     id: str
@@ -149,6 +156,7 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     standing: bool = False
     estimated: float = 0.0
     estimated_at: float = 0.0
+    method: str = ""
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,12 +207,17 @@ class RackRecord(msgspec.Struct, frozen=True, kw_only=True):
 class RackLock(msgspec.Struct, frozen=True):
     """How a rack's lock stands now: ``holder`` is ``free``, ``ours`` or ``other``.
 
-    ``session`` and ``node`` describe the holder so that a person can find them.
+    ``session`` and ``node`` describe the holder so that a person can find them. ``since`` is when it was taken, or
+    when this leader first saw it taken by others. ``record_error`` says why our own record of the rack, at
+    ``record_key``, cannot be read: then nobody knows whether such a lock is ours.
     """
 
     holder: str = "free"
     session: str = ""
     node: str = ""
+    since: float = 0.0
+    record_error: str = ""
+    record_key: str = ""
 
 
 class PowerState(StrEnum):
@@ -273,13 +286,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     ``clock_skew`` is the leader's clock minus the median of its agents' clocks, in seconds.
     ``asking`` are agents' permit requests that wait for a verdict. ``leader_node`` is the machine that the
     leader itself runs on (rebooted last in its rack). ``faults`` are sentences about the store: while there is
-    one, nothing goes out. ``alarms`` are sentences that a person should read and that block nothing.
+    one, nothing goes out. ``conflict_since`` and ``fault_since`` (by sentence) are since when this leader knows of them.
+    ``alarms`` are sentences that a person should read and that block nothing.
     ``durations`` are what machines have shown to need (None: nothing yet).
     ``power`` are the power cycles of late, ``controllers`` the addresses (and systems behind them) at which this
     leader can power-cycle machines, ``refusals`` the last refusal of a permit for each machine.
     ``readings`` are what gates were last seen to say, ``gate_since`` since when they say so (none: nobody waits,
-    so they are not read). ``failing`` maps machines to why Consul says that they have failed (since
-    ``failing_since``), ``gone`` those that its catalog no longer has to since when.
+    so they are not read), ``gate_changed`` when the last transition of a machine that a gate covers landed: later than
+    the record's own ``since``, which is when it was decided. ``failing`` maps machines to why Consul says that they have failed (since
+    ``failing_since``), ``gone`` those that its catalog no longer has to since when. ``nomad`` is what this leader knows
+    of Nomad (None: it was given none), ``fleet`` the prefix that tells this fleet's drains there from others'.
     """
 
     now: float
@@ -296,10 +312,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     asking: Mapping[str, PermitRequest] = {}
     asides: Mapping[str, Aside] = {}
     conflicts: Mapping[str, str] = {}
+    conflict_since: Mapping[str, float] = {}
     leading_since: float = 0.0
     clock_skew: float = 0.0
     leader_node: str = ""
     faults: tuple[str, ...] = ()
+    fault_since: Mapping[str, float] = {}
     alarms: tuple[str, ...] = ()
     durations: Durations | None = None
     power: Mapping[str, PowerCycle] = {}
@@ -307,9 +325,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     refusals: Mapping[str, Refusal] = {}
     readings: Mapping[str, Reading] = {}
     gate_since: Mapping[str, Held] = {}
+    gate_changed: Mapping[str, float] = {}
     failing: Mapping[str, str] = {}
     failing_since: Mapping[str, float] = {}
     gone: Mapping[str, float] = {}
+    nomad: NomadSight | None = None
+    fleet: str = "rebootd/"
 
 
 class Blocker(msgspec.Struct, frozen=True):

@@ -142,6 +142,9 @@ def open_window(
     else:
         stem = datetime.fromtimestamp(begin, UTC).strftime("w%Y%m%dT%H%M%SZ")
         chosen = next(i for i in (stem, *(f"{stem}-{n}" for n in range(2, len(taken) + 3))) if i not in taken)
+    if begin == snapshot.now and abs(snapshot.clock_skew) > snapshot.policy.clock_tolerance:
+        off = f"the leader's clock is {snapshot.clock_skew:+.0f} s off the median of its agents'"
+        raise Refused(f"{off}, so nobody knows when now is: name the start, or put the clock right")
     if end <= snapshot.now:
         raise InvalidInput("start", start, "a start and duration that end in the future")
     record = OpenWindow(id=chosen, start=begin, end=end, by=because.by, reason=because.reason)

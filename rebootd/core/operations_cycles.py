@@ -17,6 +17,7 @@ from rebootd.core.inputs import parse_name
 from rebootd.core.model import Cycle, CycleState, State
 from rebootd.core.operations import audit
 from rebootd.core.operations_inputs import Because, alike
+from rebootd.core.policy_reboot import parse_method
 from rebootd.core.selectors import OWN_KEYS, parse_selector
 from rebootd.core.standing import count
 
@@ -96,16 +97,19 @@ def start_cycle(
     waves: bool = True,
     emergency: bool = False,
     skip_gates: Sequence[str] = (),
+    method: str = "",
 ) -> Change:
     """Starts a cycle. ``failure_budget`` is a number, per cent of the machines selected now, or
     None for the policy's. An id can be used once: machines remember how it ended for them. ``waves`` tells whether it
     goes in the policy's waves. ``emergency`` needs a reason, and skips windows and the gates in ``skip_gates``.
+    ``method`` is how its machines reboot (``""``: as the policy or each host says).
     """
     because = because.checked()
     if len(parse_name(cycle_id, "id")) > MAX_CYCLE_ID:
         raise InvalidInput("id", cycle_id, f"1 to {MAX_CYCLE_ID} characters of A-Z a-z 0-9 . _ - (not dots alone)")
-    if target.strip():
-        parse_selector(target, "target")
+    wanted = parse_selector(target, "target").keys() if target.strip() else frozenset()
+    if method and parse_method(method, "method") == "soft-reboot" and "kernel" in wanted:
+        raise InvalidInput("method", method, f"a method that starts a kernel, since the target is {target.strip()}")
     matches = parse_selector(selector, "selector").matches
     used = snapshot.cycles.get(cycle_id)
     if snapshot.policy.standing.enabled and cycle_id == snapshot.policy.standing.id:
@@ -134,8 +138,11 @@ def start_cycle(
         epoch=snapshot.epoch,
         emergency=emergency,
         skip_gates=skipped,
+        method=method,
     )
     note = f"selector {cycle.selector}, {size} machines, failure budget {budget}"
+    if method:
+        note = f"{note}, {method}"
     if emergency:
         note = f"{emergency_note(cycle)}; {note}"
     return Change(

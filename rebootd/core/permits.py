@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rebootd.core.decision import PermitVerdict
+from rebootd.core.drains import not_permitted
 from rebootd.core.failures import UNDONE
 from rebootd.core.model import Blocker, State
+from rebootd.core.states import WORKING
 
 if TYPE_CHECKING:
     from rebootd.core.model import Machine
@@ -86,6 +88,9 @@ def permit_blockers(view: View, machine: Machine) -> tuple[Blocker, ...]:
         Blocker(kind="hold", what=f"{h.kind} {h.name} is held", since=h.since, clears="an operator: rebootctl release")
         for h in view.holds_of(machine)
     ]
+    unknown = not_permitted(view, machine)
+    if unknown is not None:
+        out.append(unknown)
     capacity = view.capacity
     for tally in (capacity.racks[machine.rack], *capacity.limits_of(machine)):
         if tally.over:
@@ -99,7 +104,7 @@ def permit_blockers(view: View, machine: Machine) -> tuple[Blocker, ...]:
             Blocker(
                 kind="rack-lock",
                 what=f"the lock of rack {machine.rack} was lost and is not held again yet",
-                since=view.now,
+                since=lock.since if lock is not None and lock.since else machine.since,
                 clears="the leader, as soon as the lock is free",
             )
         )
@@ -108,11 +113,20 @@ def permit_blockers(view: View, machine: Machine) -> tuple[Blocker, ...]:
 
 def open_racks(view: View) -> Blocker:
     """The blocker that too many open racks are."""
-    opened = view.capacity.open
+    opened, most = view.capacity.open, view.snapshot.policy.open_racks
     named = ", ".join(f"{rack} ({why})" for rack, why in sorted(opened.items())[:5])
     return Blocker(
         kind="racks",
-        what=f"{len(opened)} of at most {view.snapshot.policy.open_racks} racks open: {named}",
-        since=view.now,
+        what=f"{len(opened)} of at most {most} racks open: {named}",
+        since=sorted(_opened(view, rack) for rack in opened)[min(most, len(opened)) - 1],
         clears="the open rack, when its last machine is back",
     )
+
+
+def _opened(view: View, rack: str) -> float:
+    """Since when a rack is open: since its lock is held, or since the first machine in it is on its way."""
+    lock = view.snapshot.racks.get(rack)
+    times = [m.since for m in view.capacity.members.get(rack, ()) if m.state in WORKING]
+    if lock is not None and lock.holder != "free" and lock.since:
+        times.append(lock.since)
+    return min(times, default=view.now)

@@ -26,6 +26,7 @@ from rebootd.core.inputs import (
     parse_share,
     parse_text,
 )
+from rebootd.core.policy_drains import Drains, parse_drains, render_drains
 from rebootd.core.policy_failures import Failures, parse_failures, render_failures
 from rebootd.core.policy_gates import (
     FORGET_AFTER,
@@ -37,6 +38,7 @@ from rebootd.core.policy_gates import (
     parse_gates,
     parse_quorums,
 )
+from rebootd.core.policy_reboot import RebootRule, parse_reboot, render_reboot
 from rebootd.core.policy_waves import (
     EXPECTED_FIELDS,
     STANDING_FIELDS,
@@ -85,6 +87,8 @@ SECTIONS = (
     "gates",
     "quorums",
     "forget_after",
+    "drains",
+    "reboot",
 )
 DEADLINE_FIELDS = ("draining", "drained", "rebooting", "verifying", "enabling")
 
@@ -136,6 +140,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     gates: tuple[Gate, ...] = ()
     quorums: tuple[Quorum, ...] = ()
     forget_after: float = FORGET_AFTER
+    drains: Drains = Drains()
+    reboot: tuple[RebootRule, ...] = ()
 
 
 DEFAULT_POLICY = Policy()
@@ -164,13 +170,14 @@ def parse_policy(text: str) -> Policy:
     racks = top.section("racks", ("open", "unavailable", "order"))
     windows = top.section("windows", ("required", "calendar"))
     default = DEFAULT_POLICY
+    deadlines = _deadlines(top.section("deadlines", DEADLINE_FIELDS))
     return Policy(
         open_racks=racks.take("open", _open_racks, default.open_racks),
         rack_unavailable=racks.take("unavailable", parse_amount, default.rack_unavailable),
         limits=_distinct([_limit(path, item) for path, item in top.items("limits")], "limits"),
         windows=_distinct([_window(path, item) for path, item in windows.items("calendar")], "windows.calendar"),
         window_required=windows.take("required", parse_flag, default.window_required),
-        deadlines=_deadlines(top.section("deadlines", DEADLINE_FIELDS)),
+        deadlines=deadlines,
         soak=top.take("soak", partial(parse_duration, maximum=7 * DAY), default.soak),
         permit_valid=top.section("permit", ("valid",)).take("valid", _up_to(HOUR), default.permit_valid),
         settle=top.take("settle", partial(parse_duration, maximum=DAY), default.settle),
@@ -186,6 +193,8 @@ def parse_policy(text: str) -> Policy:
         gates=parse_gates(top.items("gates")),
         quorums=parse_quorums(top.items("quorums")),
         forget_after=top.take("forget_after", parse_forget_after, default.forget_after),
+        drains=parse_drains(top.section("drains", ("nomad",)), deadlines.draining),
+        reboot=parse_reboot(top.section("reboot", ("methods",)).items("methods")),
     )
 
 
@@ -285,6 +294,8 @@ def _layout(policy: Policy) -> dict[str, Any]:
         "gates": layout_gates(policy.gates),
         "quorums": layout_quorums(policy.quorums),
         "forget_after": format_duration(policy.forget_after),
+        "drains": render_drains(policy.drains),
+        "reboot": {"methods": render_reboot(policy.reboot)},
     }
 
 

@@ -29,6 +29,7 @@ class Group:
     def __init__(self, quorum: Quorum, snapshot: Snapshot, away: Mapping[str, float]) -> None:
         self.quorum = quorum
         self._now = snapshot.now
+        self._began = snapshot.leading_since
         matches = quorum.selector.matches
         self.members = frozenset(m.name for m in snapshot.machines.values() if matches(m))
         # An unreadable record may be a member's: nobody knows its labels.
@@ -80,7 +81,7 @@ class Group:
             return Blocker(
                 kind="quorum",
                 what=f"quorum group {name} has {total} members and loses its quorum with any one of them",
-                since=0.0,
+                since=self._began,
                 clears=f"an operator: allow_outage: true for {name} in the policy",
             )
         return None

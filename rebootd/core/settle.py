@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from rebootd.core.advance import at_target, pending, transition_event, with_reboot
 from rebootd.core.decision import Guard, Lane, directive_id
 from rebootd.core.directives import step_of
+from rebootd.core.drains import back, drained, not_ready, undone_by_others
 from rebootd.core.emergency import emergency_note
 from rebootd.core.failures import CHECKS, DRAIN, again, ahead, clock, undone
 from rebootd.core.hearing import facts_of, hear, speaks_for
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from rebootd.core.view import View
     from rebootd.core.wire import Report, Result
 
-_IN_SERVICE: dict[str, Any] = {"cycle": "", "evidence": "", "booted": False, "planned": False}
+_IN_SERVICE: dict[str, Any] = {"cycle": "", "evidence": "", "booted": False, "planned": False, "method": ""}
 """What a record forgets when its machine is back. A permit is kept until its boot_id is gone: it stays the only one."""
 MISSED = "target not reached"
 
@@ -42,7 +43,8 @@ def settle(view: View, machine: Machine, seen: Observation | None) -> Settled:
     blockers: tuple[Blocker, ...] = ()
     conflict = view.snapshot.conflicts.get(machine.name)
     if conflict is not None:
-        blockers = (Blocker(kind="conflict", what=conflict, since=view.now, clears=f"{OPERATOR}: rebootctl forget"),)
+        since = view.snapshot.conflict_since.get(machine.name, view.now)
+        blockers = (Blocker(kind="conflict", what=conflict, since=since, clears=f"{OPERATOR}: rebootctl forget"),)
     elif seen is None:
         if machine.name in view.snapshot.asking and machine.state in {State.DRAINED, State.REBOOTING}:
             # The answer to its question was lost with the last leader: it asks again before it reports.
@@ -154,12 +156,17 @@ def _draining(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     unwanted = _unwanted(walk)
     if unwanted is not None:
         walk.go(Happening.RETURN, f"brought back: {unwanted.what}")
-    elif result is None:
-        return (waits(m, "agent", "its agent is draining it"),)
-    elif result.ok:
+        return ()
+    side = drained(walk)
+    failed = result.detail if result is not None and not result.ok else side.failed
+    if failed or (result is not None and not result.ok):
+        # Whichever side failed, both are undone: the way back is one.
+        walk.fail_or_retry(Happening.DRAIN_FAILED, "drain failed", failed)
+    elif result is not None and side.done:
         walk.go(Happening.DRAIN_DONE, "drained", result.detail)
     else:
-        walk.fail_or_retry(Happening.DRAIN_FAILED, "drain failed", result.detail)
+        own = () if result is not None else (waits(m, "agent", "its agent is draining it"),)
+        return own if side.blocker is None else (*own, side.blocker)
     return ()
 
 
@@ -170,6 +177,10 @@ def _drained(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
         return ()
     if result is not None and not result.ok:
         walk.fail_or_retry(Happening.REBOOT_FAILED, "reboot refused by its host", result.detail)
+        return ()
+    undone_there = undone_by_others(walk.view, m)
+    if undone_there:
+        walk.fail_or_retry(Happening.REBOOT_FAILED, "drain undone", undone_there)
         return ()
     unwanted = _unwanted(walk)
     if unwanted is not None:
@@ -258,6 +269,9 @@ def _verifying(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
         return _checks_failed(walk, check.detail)
     if check.status != "passed":
         return (waits(m, "agent", "its checks after boot are still running"),)
+    waiting = not_ready(walk.view, m)
+    if waiting is not None:
+        return (waiting,)
     cycle = walk.view.snapshot.cycles.get(m.cycle) if m.cycle else None
     # Who was cleared after it missed the target has been looked at by a person: it is not judged by that again.
     missed = m.booted and cycle is not None and bool(cycle.target) and not at_target(cycle, m)
@@ -296,11 +310,15 @@ def _enabling(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
         walk.fail(Happening.ENABLE_FAILED, "enable failed", result.detail)
         return ()
     soak = walk.view.snapshot.policy.soak
-    since = seen.enabled_at or walk.now
+    nomad = back(walk.view, m)
+    if nomad.blocker is not None:
+        return (nomad.blocker,)
+    since = max(seen.enabled_at or walk.now, nomad.since)
     if walk.now < since + soak:
         return (waits(m, "soak", f"it soaks for {soak:.0f} s after it was enabled", "time"),)
     retry = m.retry if m.retry is not None and m.retry.what == DRAIN else None
-    walk.go(Happening.ENABLED, "enabled", retry=retry, **_IN_SERVICE)
+    kept = m.nomad if nomad.owed else None
+    walk.go(Happening.ENABLED, "enabled", nomad.note, retry=retry, nomad=kept, **_IN_SERVICE)
     return ()
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from rebootd.core.advance import ENDED
-from rebootd.core.model import Cycle, CycleState, Event, State
+from rebootd.core.inputs import format_duration
+from rebootd.core.model import Blocker, Cycle, CycleState, Event, State
+from rebootd.core.times import utc
 from rebootd.core.wire import Tri
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from rebootd.core.model import Machine, Snapshot
     from rebootd.core.policy import Policy
+    from rebootd.core.view import View
 
 WHO = "the policy"
 
@@ -36,6 +39,26 @@ def wants(policy: Policy, now: float) -> Callable[[Machine], bool]:
         return machine.reboot_required is yes and machine.ended <= latest and matches(machine)
 
     return wanted
+
+
+def resting(view: View) -> dict[str, tuple[Blocker, ...]]:
+    """Why machines that require a reboot do not even wait for one: they had one lately. {} without a standing cycle."""
+    if not any(cycle.standing for cycle in view.cycles):
+        return {}
+    rule = view.snapshot.policy.standing
+    matches, latest = rule.selector.matches, view.now - rule.every
+    out = {}
+    for name, m in view.snapshot.machines.items():
+        if m.reboot_required is Tri.YES and m.state is State.IN_SERVICE and m.ended > latest and matches(m):
+            what = f"a cycle rebooted it at {utc(m.ended)}, and the standing cycle takes no machine twice in "
+            blocker = Blocker(
+                kind="standing",
+                what=what + format_duration(rule.every),
+                since=m.ended,
+                clears="time, or an operator: rebootctl cycle start",
+            )
+            out[name] = (blocker,)
+    return out
 
 
 def count(machine: Machine, cycle: Cycle) -> str:

@@ -14,7 +14,7 @@ from rebootd.core.limits import Capacity
 from rebootd.core.model import Blocker, CycleState
 from rebootd.core.pace import Pace
 from rebootd.core.times import utc
-from rebootd.core.windows import judge_windows
+from rebootd.core.windows import closed_since, judge_windows
 
 if TYPE_CHECKING:
     from rebootd.core.decision import PowerStep
@@ -94,7 +94,10 @@ class View:
                 )
             )
         out += [
-            Blocker(kind="store", what=f, since=self.now, clears="whoever runs Consul") for f in self.snapshot.faults
+            Blocker(
+                kind="store", what=f, since=self.snapshot.fault_since.get(f, self.now), clears="whoever runs Consul"
+            )
+            for f in self.snapshot.faults
         ]
         return tuple(out)
 
@@ -119,7 +122,7 @@ class View:
                 Blocker(
                     kind="window",
                     what=f"no maintenance window is open; {when}",
-                    since=0.0,
+                    since=closed_since(policy, snapshot.windows, self.now) or snapshot.leading_since,
                     clears="time, or an operator: rebootctl window open",
                 )
             )
@@ -136,7 +139,7 @@ class View:
         """Why the cycle that a machine is out for no longer wants it rebooted, if so."""
         cycle = self.snapshot.cycles.get(cycle_id)
         if cycle is None:
-            return Blocker(kind="cycle", what=f"cycle {cycle_id} is gone", since=self.now, clears="nobody")
+            return Blocker(kind="cycle", what=f"cycle {cycle_id} is gone", since=self.snapshot.leading_since, clears="nobody")
         return cycle_blocker(cycle, self.spent.get(cycle.id, ""))
 
     def runs(self, cycle: Cycle) -> bool:

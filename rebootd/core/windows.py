@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from rebootd.core.policy import Policy
 
 LOOK = 8 * DAY
+BACK_DAYS = 35
+"""How many days back the end of the last window is looked for: every month has its own at least once."""
 MAX_OPENINGS = 48
 """How often a day a calendar window may open; more would be a mistake, and slow to plan with."""
 MAX_WINDOW = 31 * DAY
@@ -173,6 +175,30 @@ def judge_windows(policy: Policy, open_windows: Iterable[OpenWindow], now: float
     upcoming += [start for window in policy.windows if (start := next_opening(window, until)) is not None]
     following = min(upcoming, default=None)
     return WindowVerdict(open=until > now, name=name, until=until if until > now else None, next=following)
+
+
+def opened_since(policy: Policy, open_windows: Iterable[OpenWindow], now: float) -> float:
+    """When the first of the windows that are open at ``now`` has opened; ``now`` when none is."""
+    begun = [window.start for window in open_windows if window.start <= now < window.end]
+    begun += [spell[0] for window in policy.windows if (spell := active(window, now)) is not None]
+    return min(begun, default=now)
+
+
+def closed_since(policy: Policy, open_windows: Iterable[OpenWindow], now: float) -> float | None:
+    """When the last window closed before ``now``, at which none is open; None: none did in ``BACK_DAYS``."""
+    ends = [window.end for window in open_windows if window.start < window.end <= now]
+    ends += [end for window in policy.windows if (end := _last_end(window, now)) is not None]
+    return max(ends, default=None)
+
+
+def _last_end(window: CalendarWindow, now: float) -> float | None:
+    """When its last spell ended. Spells of days ago are looked for in steps: each is known from then on."""
+    day = int(now // DAY)
+    for earlier in range(BACK_DAYS):
+        ends = [end for _, end in _spells(window, day - earlier) if end <= now]
+        if ends:
+            return max(ends)
+    return None
 
 
 def _open_at(policy: Policy, once: list[tuple[float, float, str]], when: float) -> list[tuple[float, str]]:

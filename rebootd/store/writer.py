@@ -73,8 +73,8 @@ __all__ = ["Blocked", "Committed", "Dropped", "FencedWriter", "Guard", "Outcome"
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
-SEAL_BYTES = 60_000
-"""Bytes of body kept free for what ``seal`` appends."""
+SEAL_BYTES = 80_400
+"""Bytes of body kept free for what ``seal`` appends: it must not be more, key and base64 included."""
 SEAL_TRIES = 3
 
 log = structlog.get_logger(__name__)
@@ -195,6 +195,7 @@ class FencedWriter:
     async def _drive(self, items: list[Item], doubt: bool = False) -> None:
         """Sends ``items`` until each has its outcome. ``doubt``: an earlier form of them may still land."""
         seals = SEAL_TRIES
+        items = [item for item in items if item.step.late is None or await item.complete()]
         while items:
             seal = self._seal([item.step for item in items]) if self._seal and seals else None
             ops = transaction(self._fence, items, seal)

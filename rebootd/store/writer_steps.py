@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from rebootd.core.errors import Failed
+from rebootd.core.errors import Failed, RebootdError
 from rebootd.store.port import (
     MAX_BODY,
     MAX_OPS,
@@ -35,18 +35,39 @@ WRITES = (*VALUED, Delete)
 Guard = CheckIndex | CheckNotExists | CheckSession
 
 
+class Late(Protocol):
+    """One more operation of a step, made only when its transaction is about to be sent.
+
+    No two steps whose late operations write the same ``key`` are ever out at the same time, so each can say what
+    follows from the one before it. ``size`` is how many bytes its value may take.
+    """
+
+    key: str
+    size: int
+
+    async def make(self) -> Op | None:
+        """The operation (None: none is needed). Raises ``RebootdError``: then the step is dropped for that reason."""
+        ...
+
+    def ended(self, outcome: Outcome) -> None:
+        """What became of the step; called at once, before any other step with the same key is made."""
+        ...
+
+
 class Step(msgspec.Struct, frozen=True):
     """Operations that must land together, and what must hold for them.
 
     At least one of ``ops`` is a Set or Delete with ``cas``; record writes carry a fresh ``write_id``
     in their JSON value. Steps of different ``lane`` never share a transaction. ``note`` is the
-    caller's own (the events of this step, for ``seal``); the writer does not look at it.
+    caller's own (the events of this step, for ``seal``); the writer does not look at it. ``late`` adds an operation
+    when the step's turn has come.
     """
 
     ops: tuple[Op, ...]
     guards: tuple[Guard, ...] = ()
     lane: str = ""
     note: object = None
+    late: Late | None = None
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -116,10 +137,34 @@ class Item:
         for op in step.ops:
             self.keys[op.key] = isinstance(op, WRITES) or self.keys.get(op.key, False)
             self.size += op_size(op)
+        if step.late is not None:
+            self.keys[step.late.key] = True
+            self.size += OP_BYTES + len(step.late.key) + 4 * (step.late.size // 3 + 1)
         self.waits = 0
+
+    @property
+    def room(self) -> int:
+        """How many operations it takes beside its guards."""
+        return len(self.step.ops) + (self.step.late is not None)
+
+    async def complete(self) -> bool:
+        """Makes its late operation, once. False: it cannot be made, and the step is dropped."""
+        late = self.step.late
+        if late is None or len(self.ops) > len(self.step.ops):
+            return True
+        try:
+            made = await late.make()
+        except RebootdError as error:
+            self.resolve(Dropped((Failed(0, "other", str(error)),)))
+            return False
+        if made is not None:
+            self.ops = (*self.step.ops, made)
+        return True
 
     def resolve(self, outcome: Outcome) -> None:
         """Tells the caller."""
+        if self.step.late is not None:
+            self.step.late.ended(outcome)
         self.batch.put(self.position, outcome)
 
 
@@ -168,9 +213,9 @@ class Queue:
 
     def fits(self, item: Item) -> bool:
         """Whether the step fits into a transaction of its own."""
-        ops = len(item.ops) + len(item.guards)
+        ops = item.room + len(item.guards)
         if ops > self.max_ops:
-            ops = len(item.ops) + len(set(item.guards))
+            ops = item.room + len(set(item.guards))
         return ops <= self.max_ops and item.size <= self.max_body
 
     def add(self, item: Item) -> None:
@@ -229,7 +274,7 @@ class Queue:
                 gone.append(ready.popleft())
                 continue
             new = set(item.guards) - guards if item.guards else _NONE
-            ops -= len(item.ops) + len(new)
+            ops -= item.room + len(new)
             body -= item.size
             if ops < 0 or body < 0:
                 break

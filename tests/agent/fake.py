@@ -160,8 +160,9 @@ class FakeHost:
 
     def __init__(self, folder: Path, url: str, **settings: Any) -> None:
         self.folder = folder
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         for name in ("state", "run", "hooks"):
-            (folder / name).mkdir(parents=True)
+            (folder / name).mkdir(mode=0o755)
         (folder / "machine-id").write_text(uuid.uuid4().hex + "\n")
         self.new_boot_id()
         self.hook_log = folder / "hooks.log"
@@ -211,7 +212,7 @@ class FakeHost:
 
     def hook(self, folder: str, name: str, text: str, mode: int = 0o755) -> Path:
         path = self.folder / "hooks" / folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(mode=0o755, exist_ok=True)
         path.write_text("#!/bin/sh\n" + text)
         path.chmod(mode)
         return path

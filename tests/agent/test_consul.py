@@ -55,8 +55,10 @@ async def test_mark_on_the_agent(dev_consul: Agent, consul: Consul) -> None:
         for _ in range(2):
             await mark.apply(True, "why")
             await eventually(lambda: status() == "critical")
+            assert await mark.shown()
         put(dev_consul, "/v1/agent/check/pass/rebootd", b"")
         await eventually(lambda: status() == "passing")
+        assert not await mark.shown()
         await mark.apply(True, "why")
         await eventually(lambda: status() == "critical")
         for _ in range(2):
@@ -80,12 +82,14 @@ async def test_mark_in_the_catalog(dev_consul: Agent, consul: Consul) -> None:
     for _ in range(2):
         await mark.apply(True, "why")
         assert node_checks(dev_consul, node)["rebootd"]["Status"] == "critical"
+        assert await mark.shown()
     found = dev_consul.ask(f"/v1/catalog/node/{node}")["Node"]
     assert found["Meta"] == {"rack": "r1"}
     assert found["Address"] == "10.9.8.7"
     for _ in range(2):
         await mark.apply(False, "")
         assert node_checks(dev_consul, node) == {}
+        assert not await mark.shown()
 
 
 async def test_keeper_goes_on_until_consul_is_back() -> None:
@@ -98,6 +102,9 @@ async def test_keeper_goes_on_until_consul_is_back() -> None:
             if self.down:
                 raise NotFound("consul is away")
             self.out = out
+
+        async def shown(self) -> bool:
+            return self.out
 
     flaky, wanted = Flaky(), [True]
 

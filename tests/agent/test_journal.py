@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rebootd.agent import journal as module
 from rebootd.agent.boot import begin
-from rebootd.agent.host import Host
+from rebootd.agent.host import Host, _age_of_init
 from rebootd.agent.journal import Intent, Journal, JournalCorrupt, JournalUnwritable, Record, decode, encode
 from rebootd.agent.settings import AgentSettings
 from rebootd.core.wire import CheckResult, DirectiveKind, Result
@@ -113,6 +113,26 @@ def test_first_contact(tmp_path: Path, fresh: float) -> None:
     record = begin(Journal(settings_.journal), Host(settings_), settings_, "m")
     assert record.in_service is (fresh == 0)
     assert record.boot_check.status == ("passed" if fresh == 0 else "pending")
+
+
+def test_a_container_is_as_old_as_its_init(tmp_path: Path) -> None:
+    """Its kernel's uptime is that of the machine below: without a journal every boot would pass for an old one."""
+    stat = tmp_path / "stat"
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat.write_text(f"1 (a (odd) name) S {' '.join(['0'] * 18)} {int(9000.5 * ticks)} 0 0\n")
+    assert _age_of_init(9010.0, stat) == pytest.approx(9.5, abs=0.02)
+    stat.write_text("1 (init")
+    assert _age_of_init(9010.0, stat) == _age_of_init(9010.0, tmp_path / "none") == float("inf")
+    host = Host(host_settings(tmp_path, "b1"))
+    assert 0 <= host.age() <= host.boottime()
+
+
+def test_a_host_is_judged_by_its_age_when_the_agent_started(tmp_path: Path) -> None:
+    """It may have waited long for its name, which the local Consul agent tells."""
+    settings_ = host_settings(tmp_path, "b1", fresh_boot=600)
+    assert not begin(Journal(settings_.journal), Host(settings_), settings_, "m", age=5.0).in_service
+    settings_.journal.unlink()
+    assert begin(Journal(settings_.journal), Host(settings_), settings_, "m", age=601.0).in_service
 
 
 def test_new_boot_closes_the_old(tmp_path: Path) -> None:

@@ -39,6 +39,10 @@ V6 = HEAD + "".join(
 )
 
 
+async def always() -> bool:
+    return True
+
+
 def test_connections_from_elsewhere_are_counted(tmp_path: Path) -> None:
     four, six = tmp_path / "tcp", tmp_path / "tcp6"
     four.write_text(V4)
@@ -57,12 +61,12 @@ async def test_it_waits_until_nobody_came_for_long_enough() -> None:
         times.append(loop.time())
         return seen.pop(0) if seen else 0
 
-    assert not await Traffic([80], 0.3, 5, look).gone()
+    assert not await Traffic([80], 0.3, 5, look).gone(always)
     assert times[-1] - times[3] >= 0.3, "counted from the last connection that was seen"
 
 
 async def test_what_does_not_leave_is_named() -> None:
-    problem = await Traffic([80, 443], 0.1, 0.2, lambda _: 7).gone()
+    problem = await Traffic([80, 443], 0.1, 0.2, lambda _: 7).gone(always)
     assert problem == "traffic has not left within 0.2 s: 7 connections on 80, 443"
 
 
@@ -70,7 +74,7 @@ async def test_what_cannot_be_counted_has_not_left() -> None:
     def look(ports: frozenset[int]) -> int:
         raise PermissionError(13, "Permission denied")
 
-    assert "cannot be counted" in await Traffic([80], 0.1, 0.2, look).gone()
+    assert "cannot be counted" in await Traffic([80], 0.1, 0.2, look).gone(always)
 
 
 async def test_a_fixed_time_looks_at_nothing() -> None:
@@ -79,8 +83,34 @@ async def test_a_fixed_time_looks_at_nothing() -> None:
 
     loop = asyncio.get_running_loop()
     start = loop.time()
-    assert not await Traffic([], 0.2, 1, look).gone()
+    assert not await Traffic([], 0.2, 1, look).gone(always)
     assert loop.time() - start >= 0.19
+
+
+@pytest.mark.parametrize("ports", [[], [80]])
+async def test_no_time_passes_while_nobody_can_read_the_mark(ports: list[int]) -> None:
+    """Short connections are not seen by looking: the wait must be one in which a load balancer can notice."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    away = asyncio.Event()
+
+    async def shown() -> bool:
+        if not 0.3 < loop.time() - start < 2.5:
+            return True
+        # A server that stands still answers nothing at all.
+        await away.wait()
+        return True
+
+    assert not await Traffic(ports, 1.5, 30, lambda _: 0).gone(shown)
+    assert loop.time() - start >= 2.5 + 1.0
+
+
+async def test_a_mark_that_nobody_can_read_ends_the_wait_in_time() -> None:
+    async def shown() -> bool:
+        return False
+
+    problem = await Traffic([], 1.2, 0.3, lambda _: 0).gone(shown)
+    assert problem == "traffic has not left within 0.3 s: the out mark cannot be read in Consul"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
+from rebootd.core.audit import Head
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision, MachineStep, directive_id
 from rebootd.core.errors import NotLeader, Refused
@@ -31,12 +32,23 @@ from rebootd.core.wire import Answer, Directive, DirectiveKind, PermitAnswer, Pe
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from rebootd.core.audit import Asked
+
 KINDS = {
     State.DRAINING: DirectiveKind.DRAIN,
     State.DRAINED: DirectiveKind.REBOOT,
     State.REBOOTING: DirectiveKind.REBOOT,
     State.ENABLING: DirectiveKind.ENABLE,
 }
+
+
+class FakeAudit:
+    """Fulfils :class:`rebootd.coordinator.desk.AuditState`."""
+
+    enabled = True
+    head = Head(seq=7, hash="ab" * 32, epoch=7, leader="d1", time=1.0)
+    broken = ""
+    problem = ""
 
 
 class FakeDesk:
@@ -66,6 +78,8 @@ class FakeDesk:
         self.error: Exception | None = None
         self.applied = 0
         self.slow = 0.0
+        self.asked: list[Asked | None] = []
+        self.audit = FakeAudit()
 
     # ------------------------------------------------------------------------------------------- Desk
 
@@ -123,7 +137,8 @@ class FakeDesk:
             reason=verdict.reason if verdict else "",
         )
 
-    async def apply(self, plan: Callable[[Snapshot], Change]) -> Change:
+    async def apply(self, plan: Callable[[Snapshot], Change], asked: Asked | None = None) -> Change:
+        self.asked.append(asked)
         if self.slow:
             await asyncio.sleep(self.slow)
         if self.error is not None:

@@ -9,6 +9,7 @@ import aiohttp
 import msgspec
 
 from rebootd.api.app import make_app
+from rebootd.api.connections import DEFAULT_LIMITS, Limits
 from rebootd.api.listen import Serving, serve
 from tests.api.fake_desk import FakeDesk, FakeOffice, fleet
 
@@ -54,10 +55,12 @@ class Api:
 
 
 @asynccontextmanager
-async def running(office: FakeOffice | None = None, token: str = "") -> AsyncIterator[Api]:
+async def running(
+    office: FakeOffice | None = None, token: str = "", limits: Limits = DEFAULT_LIMITS
+) -> AsyncIterator[Api]:
     """A server of its own, with 3 racks of 4 machines unless an office is given."""
     office = office or FakeOffice(FakeDesk(fleet()))
-    serving = await serve(make_app(office, token=token, metrics=lambda: b"rebootd_up 1\n"), "127.0.0.1", 0)
+    serving = await serve(make_app(office, token=token, metrics=lambda: b"rebootd_up 1\n"), "127.0.0.1", 0, limits)
     try:
         async with aiohttp.ClientSession() as client:
             yield Api(serving, office, client)

@@ -82,3 +82,11 @@ async def test_a_cycle_can_go_without_waves(api: Api) -> None:
     assert waved["last"] - plain["last"] > 3000
     await start(api, waves=False)
     assert (await api.good("GET", "/v1/cycles/k1"))["cycle"]["waves"] is False
+
+
+async def test_every_reason_of_a_plan_says_since_when(api: Api) -> None:
+    api.desk.state = replace(api.desk.state, conflicts={"r1m1": "two machine-ids report as r1m1"})
+    plan = await api.good("POST", "/v1/plan", {"selector": "*"})
+    reasons = [b for n in plan["never"] for b in n["reasons"]]
+    assert {"conflict", "limit"} <= {b["kind"] for b in reasons}
+    assert all(isinstance(b["since"], float) for b in reasons)

@@ -7,11 +7,15 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from rebootd.cli.collector import spare
 from rebootd.core import selectors, windows
 from rebootd.core.amounts import Amount
 from rebootd.core.decide import decide
+from rebootd.core.gates import Firing, Instances, Reading, Samples, Servers
 from rebootd.core.model import Cycle, Hold, Machine, Observation, RackLock, Snapshot, State
-from rebootd.core.policy import Limit, Policy
+from rebootd.core.policy import Limit, Policy, parse_policy
 from rebootd.core.selectors import parse_selector
 from rebootd.core.windows import CalendarWindow
 from rebootd.core.wire import Report
@@ -22,25 +26,48 @@ if TYPE_CHECKING:
 
 MACHINES = 10_000
 RACKS = 40
-TIMES = 9
+TIMES = 15
 GOAL = 0.040
-"""Seconds."""
+GOAL_OF_ALL = 0.060
+"""Seconds; the second one is for all gates and limits together."""
 NOW = 1_800_000_000.0
 ROLES = ("web", "db", "cache", "queue", "batch")
+ALL = "all gates and limits"
 SELECTORS = ("role=web", "role=db,site=a", "role in (cache,queue)", "kernel=6.1*", "site!=b")
+EVERYTHING = """
+    racks: {open: 9, unavailable: 50%}
+    windows: {required: true, calendar: [{name: nights, start: 0 2 * * *, duration: 4h, timezone: Europe/Berlin}]}
+    failures: {breaker: {failures: 6}}
+    limits:
+      - {name: web, selector: role=web, max: 1}
+      - {name: db, selector: "role=db,site=a", max: 1}
+      - {name: behind, selector: "role in (cache,queue)", max: 1}
+      - {name: kernel, selector: kernel=6.1*, max: 1}
+      - {name: site, selector: site!=b, max: 1}
+    waves: [{machines: role=batch, soak: 1h}, {size: 10%, soak: 1h}, {size: 100%}]
+    quorums: [{name: brokers, selector: "role=queue,site=a"}, {name: lockers, selector: "name in (m00001,m00251,m00501)"}]
+    gates:
+      - {name: shop, kind: consul-service, service: shop, minimum: 90%}
+      - {name: servers, kind: consul-quorum}
+      - {name: load, kind: prometheus, address: "http://prom:9090", query: load, holds_when: "< 1", covers: role=db}
+      - {name: alerts, kind: alertmanager, address: "http://alerts:9093", matchers: 'severity="page"'}
+"""
 
 
-def fleet(policy: Policy, *, away: int = 0, locked: bool = False) -> Snapshot:
-    """New records for every machine. The last ``away`` of each rack are held; ``locked``: others hold a rack."""
+def fleet(policy: Policy, *, away: int = 0, locked: bool = False, failed: bool = False) -> Snapshot:
+    """New records for every machine. The last ``away`` of each rack are held (``failed``: quarantined instead).
+
+    ``locked``: others hold a rack.
+    """
     machines, observed, holds = {}, {}, {}
-    each = MACHINES // RACKS
+    each, gone = MACHINES // RACKS, State.QUARANTINED if failed else State.HELD
     for n in range(MACHINES):
         name, rack, place = f"m{n:05d}", f"r{n // each:02d}", n % each
         labels = {"role": ROLES[n % len(ROLES)], "site": "ab"[n % 2]}
         m = Machine(
             name=name,
             rack=rack,
-            state=State.HELD if place >= each - away else State.IN_SERVICE,
+            state=gone if place >= each - away else State.IN_SERVICE,
             since=NOW - 1e5,
             boot_id=f"{name}-b1",
             machine_id=f"id-{name}",
@@ -91,10 +118,26 @@ def full() -> Snapshot:
     return fleet(Policy(), away=1, locked=True)
 
 
+def everything() -> Snapshot:
+    """Waves, windows, gates, quorum groups, limits and breakers at once, and every one of them blocks somebody."""
+    policy = parse_policy(EVERYTHING)
+    snapshot = fleet(policy, away=5, failed=True)
+    web = [m.name for m in snapshot.machines.values() if m.labels["role"] == "web"]
+    values = (
+        Instances(passing=dict.fromkeys(web[: len(web) // 2], 1), total=len(web), nodes=frozenset(web)),
+        Servers(members={"m00001": "", "m00251": "raft says that it is behind", "m00501": ""}, tolerance=0),
+        Samples((("db", 3.0),)),
+        Firing(("page: disk is full",)),
+    )
+    readings = {g.name: Reading(gate=g, at=NOW - 1, value=v) for g, v in zip(policy.gates, values, strict=True)}
+    return replace(snapshot, readings=readings)
+
+
 SCENES: dict[str, Callable[[], Snapshot]] = {
     "window closed": closed,
     "5 limits by selector": limited,
     "racks full": full,
+    ALL: everything,
 }
 
 
@@ -110,7 +153,7 @@ def measure(scene: Callable[[], Snapshot], times: int = TIMES) -> list[float]:
         decision = decide(snapshot)
         took.append(time.thread_time() - begin)
         waiting = sum(1 for m in snapshot.machines.values() if m.state is State.IN_SERVICE)
-        told = sum(1 for name, why in decision.reasons.items() if why and why[0].kind != "hold")
+        told = sum(1 for name, why in decision.reasons.items() if why and why[0].kind not in {"hold", "quarantine"})
         if decision.steps or told != waiting:
             raise AssertionError(
                 f"{len(decision.steps)} steps, {told} of {waiting} told why: not what is to be measured"
@@ -119,18 +162,19 @@ def measure(scene: Callable[[], Snapshot], times: int = TIMES) -> list[float]:
 
 
 def run() -> list[Figure]:
-    """One figure for each scene: the median beside the slowest."""
+    """One figure for each scene: the median beside the quickest and the slowest, in CPU time of this process."""
+    spare()  # as the daemon does
     figures = []
     for what, scene in SCENES.items():
-        took = measure(scene)
+        took, goal = measure(scene), GOAL_OF_ALL if what == ALL else GOAL
         median = statistics.median(took)
         figures.append(
             Figure(
                 what=f"decide() on {MACHINES:,} machines in {RACKS} racks, all waiting: {what}",
                 value=ms(median),
-                beside=f"slowest of {len(took)}: {ms(percentile(took, 1.0))}",
-                limit=ms(GOAL),
-                met=median <= GOAL,
+                beside=f"quickest and slowest of {len(took)}: {ms(min(took))}, {ms(percentile(took, 1.0))}",
+                limit=ms(goal),
+                met=median <= goal,
             )
         )
     return figures

@@ -43,7 +43,12 @@ class Lab:
 
     @asynccontextmanager
     async def leader(
-        self, *, node: str = "", sight: Sight | None = None, restarter: Restarter | None = None
+        self,
+        *,
+        node: str = "",
+        sight: Sight | None = None,
+        restarter: Restarter | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> AsyncIterator[Leader]:
         """A leader that runs for the length of the block."""
         loop = asyncio.get_running_loop()
@@ -55,7 +60,7 @@ class Lab:
             leadership,
             LeaderSettings(id="d1", node=node, tick=0.05),
             self.metrics,
-            wall=time.time,
+            wall=wall,
             new_id=lambda: f"w{next(self._ids)}",
             sight=sight,
             restarter=restarter,

@@ -136,7 +136,7 @@ def _time(at: float) -> str:
 
 @asynccontextmanager
 async def standing_in(answers: dict[str, Any], status: int = 200, shown: list[str] | None = None) -> AsyncIterator[str]:
-    """A server that answers each path with what is given: JSON, or bytes as they are."""
+    """A server that answers each path with what is given: JSON, or bytes as they are; None is refused."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         if shown is not None:
@@ -144,6 +144,8 @@ async def standing_in(answers: dict[str, Any], status: int = 200, shown: list[st
         if request.path not in answers:
             return web.Response(status=404, text="no such path")
         answer = answers[request.path]
+        if answer is None:
+            return web.Response(status=403, text="Permission denied")
         code = status if request.path.endswith("health") else 200
         if isinstance(answer, bytes):
             return web.Response(body=answer)
@@ -215,6 +217,20 @@ async def test_nomads_servers_that_are_not_well_say_why() -> None:
     assert value.members["s1"] == ""
     assert "not healthy" in value.members["s2"]
     assert "does not know" in value.members["s3"]
+
+
+async def test_nomads_autopilot_stands_in_for_raft_that_only_management_tokens_may_read() -> None:
+    async with standing_in({**nomad("s2"), RAFT: None}, status=429) as url:
+        value = await read(NomadQuorum(address=url))
+    assert isinstance(value, Servers)
+    assert (value.members["s1"], value.members["s3"], value.tolerance) == ("", "", 0)
+    assert "not healthy" in value.members["s2"]
+
+
+async def test_without_any_right_nomads_servers_are_unknown() -> None:
+    async with standing_in({RAFT: None, HEALTH: None}) as url:
+        with pytest.raises(RebootdError, match="Permission denied"):
+            await read(NomadQuorum(address=url))
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,20 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, generate_latest
 
 from rebootd.api import views, views_gates
 from rebootd.coordinator.fleet import Fleet
 from rebootd.coordinator.gates.health import FAULT
+from rebootd.coordinator.gates.keeper import GateKeeper
 from rebootd.coordinator.metrics import FleetCollector
 from rebootd.coordinator.records import Keys
 from rebootd.core.errors import Unreachable
 from rebootd.core.gates import Samples
 from rebootd.core.operations_inputs import Because
 from rebootd.core.operations_policy import apply_policy
+from rebootd.core.policy import parse_policy
 from rebootd.store.port import Node
 from tests.coordinator.lab import Host, Lab, eventually, record, start
 from tests.core.worlds import machine
@@ -116,6 +119,19 @@ async def test_a_permit_waits_for_the_reading_after_the_drain() -> None:
         assert permit is not None
         drained = next(e for e in leader.recent(50) if e.to == "drained")
         assert reading.at > drained.time
+
+
+async def test_a_gate_notes_when_a_transition_of_a_machine_that_it_covers_landed() -> None:
+    fleet, now = Fleet(Keys("rebootd/")), 77.0
+    fleet.policy = parse_policy(POLICY.replace("query: load", "query: load, covers: role=web"))
+    keeper = GateKeeper(fleet, None, asyncio.Event(), wall=lambda: now, note=lambda _: None)
+    web = machine("m1", since=10.0, labels={"role": "web"})
+    keeper.changed(web, replace(web, kernel="6.12.9"))
+    keeper.changed(machine("m2"), machine("m2", since=20.0))
+    assert fleet.gate_changed == {}
+    # It was decided at 20 and lands at 77: a reading begun at 50 is from before it.
+    keeper.changed(web, replace(web, since=20.0))
+    assert fleet.gate_changed == {"load": 77.0}
 
 
 async def test_many_transitions_make_few_readings() -> None:

@@ -44,12 +44,12 @@ async def test_each_rack_that_was_open_leaves_no_session_behind() -> None:
 
 async def test_two_denied_writes_of_no_machine_stop_what_goes_out_and_make_no_storm() -> None:
     lab, host = Lab({"r1": ["a1"]}), Host("a1")
-    ended = b'{"id":"%s","start":1,"end":2}'
     async with lab.leader() as leader:
         await host.join(leader)
-        lab.store.faults.denied = ("rebootd/windows/",)
-        for name in ("w1", "w2", "w3"):
-            lab.consul.apply([Set(f"rebootd/windows/{name}", ended % name.encode())])
+        lab.store.faults.denied = ("rebootd/cycles/",)
+        for name in ("k1", "k2", "k3"):
+            ends = b'{"id":"%s","selector":"kernel=none","created":1}' % name.encode()
+            lab.consul.apply([Set(f"rebootd/cycles/{name}", ends)])
         await eventually(lambda: "denied" in leader.fleet.faults)
         tries = 0
 
@@ -62,6 +62,47 @@ async def test_two_denied_writes_of_no_machine_stop_what_goes_out_and_make_no_st
         await asyncio.sleep(1.0)
         assert tries < 40
         assert "denied" in leader.fleet.faults
+
+
+async def test_what_is_old_and_may_not_be_deleted_is_an_alarm_and_keeps_nobody_in() -> None:
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    ended = b'{"id":"%s","start":1,"end":2}'
+    async with lab.leader() as leader:
+        await host.join(leader)
+        lab.store.faults.denied = ("rebootd/windows/",)
+        for name in ("w1", "w2", "w3"):
+            lab.consul.apply([Set(f"rebootd/windows/{name}", ended % name.encode())])
+        await eventually(lambda: len(leader.snapshot().alarms) == 3)
+        assert all("windows/" in alarm and "Permission denied" in alarm for alarm in leader.snapshot().alarms)
+        tries = 0
+
+        def count(_: Sequence[Op]) -> Fate | None:
+            nonlocal tries
+            tries += 1
+            return None
+
+        lab.store.faults.choose = count
+        await asyncio.sleep(0.5)
+        assert tries == 0, "they are tried again, but not at every tick"
+        assert not leader.fleet.faults
+        await start(leader)
+        await host.until(leader, "drained")
+        for name in ("w1", "w2", "w3"):
+            lab.consul.apply([Delete(f"rebootd/windows/{name}")])
+        await eventually(lambda: not leader.snapshot().alarms)
+
+
+async def test_what_is_old_is_deleted_once_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rebootd.coordinator.work.DENIED_REST", 0.2)
+    lab, host = Lab({"r1": ["a1"]}), Host("a1")
+    async with lab.leader() as leader:
+        await host.join(leader)
+        lab.store.faults.denied = ("rebootd/windows/",)
+        lab.consul.apply([Set("rebootd/windows/w1", b'{"id":"w1","start":1,"end":2}')])
+        await eventually(lambda: len(leader.snapshot().alarms) == 1)
+        lab.store.faults.denied = ()
+        await eventually(lambda: not leader.snapshot().alarms)
+        assert "rebootd/windows/w1" not in lab.consul.entries
 
 
 async def test_a_rack_record_that_can_be_read_again_ends_its_alarm() -> None:

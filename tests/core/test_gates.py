@@ -209,6 +209,29 @@ def test_a_reading_from_before_a_transition_of_a_member_is_unknown_and_others_do
         assert [n for n in taken(s) if n == "m1"] == goes
 
 
+def test_a_machine_that_is_out_already_opens_no_gate_for_the_others() -> None:
+    # m1 has as many instances as any other, and leaving takes none of them along: it is gone.
+    machines = [machine("m1", rack="r2", state=State.QUARANTINED), *(machine(f"m{n}") for n in (2, 3))]
+    s = world(SERVICE, values={"web": instances("m1", "m2", "m3")}, machines=machines)
+    assert taken(s) == []
+    assert kinds(decide(s), "m2") == ["gate"]
+
+
+def test_a_reading_from_before_a_transition_landed_is_unknown_although_it_began_after_its_decision() -> None:
+    machines = [machine("m1", since=NOW - 2, outcomes={"k1": "rebooted"}), machine("m2")]
+    s = world(QUERY, values={"errors": GOOD}, machines=machines)
+    assert taken(s) == ["m2"]
+    late = replace(s, gate_changed={"errors": NOW - 0.5})
+    assert taken(late) == []
+    assert decide(late).reasons["m2"][0].since == NOW - 0.5
+
+
+def test_a_shut_gate_says_since_when_it_is_shut_whatever_it_says_meanwhile() -> None:
+    for value in (BAD, None):
+        s = world(QUERY, values={"errors": value}, gate_since={"errors": Held("block", NOW - 5, NOW - 70)})
+        assert decide(s).reasons["m1"][0].since == NOW - 70
+
+
 def test_a_hold_is_kept_in_by_gates_too_and_a_window_is_not_asked() -> None:
     policy = Policy(gates=(QUERY,), window_required=True)
     held: dict[str, Any] = {"holds": [hold("machine", "m1")], "cycles": [], "policy": policy}

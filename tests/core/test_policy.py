@@ -25,6 +25,7 @@ from rebootd.core.policy import (
     parse_policy,
     render_policy,
 )
+from rebootd.core.policy_drains import Drains, NomadDrains
 from rebootd.core.policy_failures import Breaker, Failures, Power, Retry
 from rebootd.core.policy_gates import (
     Comparison,
@@ -36,6 +37,7 @@ from rebootd.core.policy_gates import (
     PrometheusQuery,
     Quorum,
 )
+from rebootd.core.policy_reboot import RebootRule
 from rebootd.core.policy_waves import Expected, RackOrder, Standing, Wave
 from rebootd.core.selectors import GRAMMAR, parse_selector
 from rebootd.core.windows import CalendarWindow, judge_windows
@@ -114,6 +116,8 @@ def test_the_example_of_the_doc_says_what_the_doc_says() -> None:
             Quorum(name="etcd", selector=parse_selector("role=etcd")),
             Quorum(name="ntp", selector=parse_selector("role=ntp"), allow_outage=True),
         ),
+        drains=Drains(nomad=NomadDrains(machines=parse_selector("role in (web, worker)"), deadline=1200)),
+        reboot=(RebootRule(machines=parse_selector("role=web"), method="soft-reboot"),),
     )
     assert set(yaml.safe_load(example())) == set(SECTIONS)
     assert judge_windows(policy, (), 1_715_000_000).next is not None

@@ -62,6 +62,19 @@ def test_at_most_once_in_the_set_time(ago: float, goes: list[str]) -> None:
     assert taken(world(again)) == goes
 
 
+def test_a_machine_that_had_its_reboot_lately_is_told_so() -> None:
+    lately = required(ended=NOW - DAY)
+    (blocker,) = world(lately).reasons["m1"]
+    assert (blocker.kind, blocker.since) == ("standing", NOW - DAY)
+    assert "7d" in blocker.what
+    assert "m1" not in world(lately, cycles=[]).reasons
+    assert "m1" not in world(replace(lately, reboot_required=Tri.UNKNOWN)).reasons
+    # What else it waits for is said as before.
+    assert [b.kind for b in world(lately, cycles=[standing(), cycle("k9", state=CycleState.PAUSED)]).reasons["m1"]] == [
+        "cycle"
+    ]
+
+
 def test_it_obeys_what_every_cycle_obeys() -> None:
     assert taken(world(required(), cycles=[standing(state=CycleState.PAUSED)])) == []
     closed = replace(POLICY, window_required=True)

@@ -211,6 +211,13 @@ def test_members_of_quorum_groups_go_last_and_alone() -> None:
     assert taken(world(*stuck, policy=policy, silent=["m13"])) != []
 
 
+def test_members_of_two_groups_in_one_rack_do_not_go_together() -> None:
+    groups = "quorums: [{name: q, selector: 'name in (m11,m21,m31)'}, {name: p, selector: 'name in (m12,m22,m32)'}]"
+    policy = parse_policy("racks: {open: 3, unavailable: 3}\n" + groups)
+    rest = [m if m.name in {"m11", "m12"} else done(m) for m in fleet()]
+    assert taken(world(*rest, policy=policy, racks={"r1": OURS})) == ["m11"]
+
+
 # --- what fits the window ---------------------------------------------------------------------------
 
 SHOWN = Durations(phases={"reboot": {"*": Mean(300, 9), "role=db": Mean(800, 9)}}, samples=18)

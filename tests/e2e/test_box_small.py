@@ -61,7 +61,6 @@ def test_every_host_reboots_once_and_no_request_is_lost(desk: Desk) -> None:
 def test_a_power_cut_loses_requests_and_the_host_comes_back_by_itself(desk: Desk) -> None:
     start = time.time()
     with desk.load(200) as found:
-        time.sleep(0.5)
         desk.box.cut("r1h2", again=True)
         desk.until(lambda: any(e.cause == "unplanned boot" and e.time > start for e in desk.events()), "its report", 30)
         desk.in_service(30)

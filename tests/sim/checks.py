@@ -98,7 +98,11 @@ class Checks(Wire):
         offsets = sorted(m.box.offset for m in world.machines.values() if m.box.up)
         if not offsets:
             return
-        own = world.daemons[seen.daemon].box.offset
+        daemon = world.daemons[seen.daemon].daemon
+        leader = daemon._leader if daemon is not None else None
+        if leader is None:
+            return
+        own = leader._clock() - world.true_time()
         low, high = offsets[(len(offsets) - 1) // 2], offsets[len(offsets) // 2]
         far = min(abs(own - low), abs(own - high)) > self.policy.clock_tolerance + 5.0
         if not far:

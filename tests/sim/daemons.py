@@ -29,6 +29,9 @@ class _Nothing:
     def observe(self, *_: object) -> None:
         return
 
+    def set(self, *_: object) -> None:
+        return
+
 
 class NoMetrics:
     """In place of :class:`rebootd.coordinator.metrics.Metrics`."""

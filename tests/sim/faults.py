@@ -214,11 +214,19 @@ class Faults(Ambushes):
 
     def _clock_jump(self, fault: Fault) -> Callable[[], None]:
         leader = self._leader()
-        box = leader.box if fault.target == "leader" and leader is not None else self._machine(fault).box
-        box.offset += fault.value
+        if fault.target == "daemons":
+            # A leader takes the time at its election and keeps it: so that one leads by it, the present one ends.
+            boxes = list({id(d.box): d.box for d in self.world.daemons.values()}.values())
+        else:
+            boxes = [leader.box if fault.target == "leader" and leader is not None else self._machine(fault).box]
+        for box in boxes:
+            box.offset += fault.value
+        if fault.target == "daemons" and leader is not None and leader.process is not None:
+            leader.process.kill()
 
         def undo() -> None:
-            box.offset -= fault.value
+            for box in boxes:
+                box.offset -= fault.value
 
         return undo
 

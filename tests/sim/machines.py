@@ -119,6 +119,10 @@ class SimHost(Host):
         """CLOCK_BOOTTIME."""
         return self._machine.world.loop.now - self._machine.booted_at
 
+    def age(self) -> float:
+        """As CLOCK_BOOTTIME: nothing of the real machine counts."""
+        return self.boottime()
+
     def now(self) -> float:  # type: ignore[override]
         """The host's idea of the time."""
         return self._machine.world.wall(self._machine.box)

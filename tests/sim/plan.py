@@ -283,5 +283,5 @@ def _draw(rng: random.Random, plan: Plan, kind: str, names: list[str], daemons: 
         value = float(rng.randint(1, 60))
     elif kind == "clock-jump":
         value = round(rng.choice([-1, 1]) * rng.choice([5.0, 25.0, 120.0, 3700.0]), 1)
-        target = rng.choice([target, "leader", "leader"])
+        target = rng.choice([target, "leader", "daemons"])
     return Fault(at, kind, target, seconds, value)

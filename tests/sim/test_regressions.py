@@ -46,8 +46,9 @@ def test_a_store_that_counts_anew_is_read_anew() -> None:
 
 
 @pytest.mark.parametrize("by", [-3700.0, 3700.0])
-def test_a_leader_whose_clock_jumps_takes_nobody_out_for_a_cycle(by: float) -> None:
-    play(Fault(21.0, "clock-jump", "leader", 800.0, by), faults_for=900.0, boot_seconds=(60.0, 90.0))
+@pytest.mark.parametrize("whose", ["leader", "daemons"])
+def test_a_leader_whose_clock_is_off_takes_nobody_out_for_a_cycle(whose: str, by: float) -> None:
+    play(Fault(21.0, "clock-jump", whose, 800.0, by), faults_for=900.0, boot_seconds=(60.0, 90.0))
 
 
 def test_a_machine_that_fails_after_its_boot_makes_no_storm() -> None:

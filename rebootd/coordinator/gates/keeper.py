@@ -73,12 +73,22 @@ class GateKeeper:
                 except TimeoutError:
                     pass
 
-    def changed(self, machine: Machine) -> None:
-        """A transition of the machine has landed: what covers it must be read again before anybody else may go."""
+    def changed(self, before: Machine | None, machine: Machine) -> None:
+        """A new record of the machine has landed: what covers it must be read again before anybody else may go."""
+        moved = before is None or before.since != machine.since
         for gate in self._fleet.policy.gates:
             if gate.covers is None or gate.covers.matches(machine):
                 self._due[gate.name] = self._begun.get(gate.name, -GAP) + GAP
                 self._poke.set()
+                if moved and self._covers(gate, machine):
+                    # What was read while the transaction was on its way knows nothing of it, whatever ``since`` says.
+                    self._fleet.gate_changed[gate.name] = self._wall()
+
+    def _covers(self, gate: Gate, machine: Machine) -> bool:
+        """Whether the gate is about the machine, as far as its last reading tells."""
+        reading = self._fleet.readings.get(gate.name)
+        value = reading.value if reading is not None and gate.covers is None else None
+        return not isinstance(value, Instances) or machine.name in value.nodes
 
     def judged(self, snapshot: Snapshot, decision: Decision) -> None:
         """Takes note of what the gates were found to say, and whether anybody waits for them."""

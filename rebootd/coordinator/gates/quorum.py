@@ -41,6 +41,7 @@ class Health(msgspec.Struct, rename="pascal"):
     name: str = ""
     serf_status: str = ""
     healthy: bool = False
+    voter: bool = False
     read_replica: bool = False
 
 

@@ -23,6 +23,10 @@ MOST = 16 * 1024 * 1024
 CONNECTIONS = 16
 
 
+class NotAllowed(Unreachable):
+    """Whoever was asked said 403: our token does not go that far."""
+
+
 class Tools:
     """Belongs to one daemon. ``addresses`` maps addresses of Consul's catalog to names of nodes; ``tokens`` is a folder
     with a file ``HOST:PORT`` for each address that wants a token.
@@ -86,7 +90,7 @@ class Tools:
             raise Unreachable(f"{url}: the answer is larger than {MOST} bytes")
         if response.status != 200 and response.status not in also:
             said = body[:200].decode("utf-8", "replace").strip()
-            raise Unreachable(f"{url}: {response.status} {said}")
+            raise (NotAllowed if response.status == 403 else Unreachable)(f"{url}: {response.status} {said}")
         return decoded(body, kind, url)
 
     def token(self, address: str) -> str:

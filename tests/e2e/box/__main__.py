@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,13 @@ def main() -> int:
         if asked.command == "rootfs":
             print(rootfs.make())
             return 0
+        if asked.command == "python":
+            print(".".join(map(str, rootfs.python())))
+            return 0
+        if asked.command == "check":
+            reason = rootfs.missing()
+            print(reason or "nothing is missing")
+            return int(bool(reason))
         if asked.command == "up":
             return _up(folder, asked)
         return _do(Box(folder), asked)
@@ -43,7 +51,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="box", description="A small data center on this machine.")
     parser.add_argument("--folder", default=FOLDER, help="where the box is (default %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("check", help="say what is missing for a box here; exit code 1 if something is")
     commands.add_parser("rootfs", help="make the root file system and keep it")
+    commands.add_parser("python", help="the version of its Python")
     up = commands.add_parser("up", help="build a box and start its hosts")
     up.add_argument("--size", choices=sorted(PLANS), default="small")
     up.add_argument("--one-file", type=Path, help="dist/rebootd; else this tree and its libraries")
@@ -70,10 +80,7 @@ def _up(folder: Path, asked: argparse.Namespace) -> int:
     reason = rootfs.missing()
     if reason:
         raise rootfs.NoBoxError(reason)
-    if folder.exists():
-        if Box(folder).running():
-            raise rootfs.NoBoxError(f"there is a box in {folder} already: `down` ends it")
-        shutil.rmtree(folder)
+    clear(folder)
     start = time.monotonic()
     box = Box.build(folder, PLANS[asked.size](), asked.one_file)
     box.start(stay=True)
@@ -86,6 +93,16 @@ def _up(folder: Path, asked: argparse.Namespace) -> int:
     print(f"rebootctl: box ctl status    network: {' '.join(box.within())} curl {desk.servers[0]}/v1/status")
     desk.close()
     return 0
+
+
+def clear(folder: Path) -> None:
+    """Removes what is left of a box that has ended. Raises ``NoBoxError`` for one that runs."""
+    if not folder.exists():
+        return
+    with suppress(FileNotFoundError):
+        if Box(folder).running():
+            raise rootfs.NoBoxError(f"there is a box in {folder} already: `python -m tests.e2e.box down` ends it")
+    shutil.rmtree(folder)
 
 
 def _do(box: Box, asked: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """rebootd on the hosts, installed as the README says: the program, the units of ``systemd/``, a token, an agent.yaml.
 
 The program is the one file of ``make dist`` where one is given, else this tree with the libraries of the Python that
-runs the tests, bound read-only into the hosts (their Python is 3.11; another one cannot use its libraries).
+runs the tests, bound read-only into the hosts (a Python of another version cannot use its libraries).
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 
 from tests.e2e.box import layers
 from tests.e2e.box.plan import WEB_PORT
-from tests.e2e.box.rootfs import NoBoxError
+from tests.e2e.box.rootfs import NoBoxError, python
 
 if TYPE_CHECKING:
     from tests.e2e.box.plan import BoxPlan, HostPlan
 
 TREE = Path(__file__).resolve().parents[3]
 PROGRAM = "usr/local/bin/rebootd"
-HOST_PYTHON = (3, 11)
 _WRAPPER = """#!/usr/bin/python3 -I
 import sys
 sys.path[:0] = ["/opt/rebootd", "/opt/libraries"]
@@ -35,23 +34,26 @@ packed()
 # the machine below, which never changes.
 _DROP_IN = "[Service]\nProtectKernelTunables=no\nProtectControlGroups=no\n"
 _AGENT = "token_file: /etc/rebootd/token\ntarget: rebootd-in-service.target\nlabels: {{role: {role}}}\n"
+_POWER = "[Service]\nLoadCredential=power:/etc/rebootd/power\nEnvironment=REBOOTD_POWER_CREDENTIALS=%d/power\n"
 # How a drain waits for traffic to go: until no connection from elsewhere was seen on the port for as long as the load
-# balancer may take to notice the out mark.
+# balancer may take to notice the out mark. The hook asks the service itself, which counts what others ask of it.
 _WAIT = f"traffic_ports: [{WEB_PORT}]\ntraffic_wait: 3\ntraffic_timeout: 60\n"
-_HOOK = """#!/usr/bin/python3 -I
+_HOOK = f"""#!/usr/bin/python3 -I
 import time
-PORT, QUIET, PATIENCE = 8080, 3.0, 60.0
-def connections():
-    rows = [line.split() for line in open("/proc/net/tcp").readlines()[1:]]
-    return sum(1 for r in rows if int(r[1].split(":")[1], 16) == PORT and r[3] == "01" and r[2][:8] != "0100007F")
+from urllib.request import urlopen
+QUIET, PATIENCE = 3.0, 60.0
+def answered():
+    return int(urlopen("http://127.0.0.1:{WEB_PORT}/count", timeout=5).read())
 start = last = time.monotonic()
+before = answered()
 while time.monotonic() - last < QUIET:
-    if connections():
-        last = time.monotonic()
+    time.sleep(0.1)
+    now = answered()
+    if now != before:
+        before, last = now, time.monotonic()
     if last - start > PATIENCE:
-        raise SystemExit(f"connections on port {PORT} do not end")
-    time.sleep(0.02)
-print(f"no connection on port {PORT} for {QUIET:g} s, after {last - start:.1f} s")
+        raise SystemExit("requests do not end")
+print("no request for %g s, after %.1f s" % (QUIET, last - start))
 """
 
 
@@ -63,9 +65,9 @@ def program(layer: Path, one_file: Path | None) -> list[str]:
         (layer / PROGRAM).chmod(0o755)
         binds = []
     else:
-        if sys.version_info[:2] != HOST_PYTHON:
+        if sys.version_info[:2] != python():
             raise NoBoxError(
-                f"the hosts have Python {HOST_PYTHON}, the tests run on {sys.version_info[:2]}: use the one file"
+                f"the hosts have Python {python()}, the tests run on {sys.version_info[:2]}: use the one file"
             )
         layers.write(layer, PROGRAM, _WRAPPER, 0o755)
         # A copy, since the tree may change while the box runs.
@@ -101,6 +103,9 @@ def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
     for name in units:
         layers.write(layer, f"{layers.SYSTEM}/{name}", (TREE / "systemd" / name).read_text(encoding="utf-8"))
     subprocess.run(["systemctl", "-q", f"--root={layer}", "enable", *units], check=True, capture_output=True)
+    if host.daemon:
+        layers.write(layer, "etc/rebootd/power", f"{plan.bmc_user}\n{plan.bmc_password}\n", 0o600)
+        layers.write(layer, f"{layers.SYSTEM}/rebootd.service.d/10-power.conf", _POWER)
     if host.agent:
         layers.write(layer, f"{layers.SYSTEM}/rebootd-agent.service.d/10-container.conf", _DROP_IN)
         layers.write(layer, "etc/rebootd/agent.yaml", _AGENT.format(role="web" if host.web else "consul"))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.box import layers
-from tests.e2e.box.plan import WEB_PORT
+from tests.e2e.box.plan import BMC_PORT, GATEWAY, WEB_PORT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +53,11 @@ def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
     }
     if host.consul_server:
         config["bootstrap_expect"] = len(servers)
+    if host.stateless:
+        # Drawn anew at each boot, an id would clash with the one that the catalog knows under this name.
+        config["node_id"] = str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{host.name}.box"))
     if host.rack:
-        config["node_meta"] = {"rack": host.rack}
+        config["node_meta"] = {"rack": host.rack, "bmc": f"{GATEWAY}:{BMC_PORT}"}
     layers.write(layer, "etc/consul.json", json.dumps(config, indent=1))
     layers.unit(layer, "consul.service", _UNIT)
     (layer / "etc/consul.d").mkdir(exist_ok=True)

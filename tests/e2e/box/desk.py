@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rebootd.api.shapes import CycleShow, Machines, Status
+from rebootd.api.shapes import Cycles, CycleShow, Machines, Status
 from rebootd.cli.ctl_client import Client, Trouble
 from rebootd.core.model import Event
 from tests.e2e.box import agents, lb
@@ -91,6 +91,26 @@ class Desk:
         """Puts a policy into force."""
         self._thread.submit(self._client.ask, "PUT", "/v1/policy", text.encode()).result()
 
+    def counted(self, sample: str) -> float:
+        """What all daemons that answer have counted under this name with these labels, since each was started."""
+        total = 0.0
+        for server in self.servers:
+            text = self.box.run("lb", "curl", "-s", "-m", "3", f"{server}/metrics", check=False)
+            total += sum(float(row.rpartition(" ")[2]) for row in text.splitlines() if row.startswith(sample + " "))
+        return total
+
+    def calm(self) -> None:
+        """Ends what an earlier test left: cycles, quarantine, halt."""
+        cycles = msgspec.json.decode(self.ask("GET", "/v1/cycles"), type=Cycles).cycles
+        for view in cycles:
+            if view.cycle.state.value not in {"done", "cancelled"}:
+                self.ask("POST", f"/v1/cycles/{view.cycle.id}/cancel", by="test", reason="the next test")
+        for name, state in self.states().items():
+            if state == "quarantined":
+                self.ask("POST", f"/v1/quarantine/{name}/clear", by="test", reason="the next test")
+        with suppress(Trouble):
+            self.ask("DELETE", "/v1/halt", by="test", reason="the next test")
+
     # --- waiting -------------------------------------------------------------------------
 
     def until(self, question: Callable[[], Any], what: str, timeout: float) -> Any:
@@ -145,20 +165,22 @@ class Desk:
 
     @contextmanager
     def load(self, rate: float = 200.0, longest: float = 600.0) -> Iterator[list[Tally]]:
-        """Load while the body runs; its one tally is in the list afterwards."""
+        """Load while the body runs, from the first answer on; its one tally is in the list afterwards."""
         found: list[Tally] = []
         process = subprocess.Popen(self._load(rate, longest), cwd=agents.TREE, stdout=subprocess.PIPE)
         try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"answered\n", "the load does not begin"
             yield found
         finally:
             process.terminate()
             output, _ = process.communicate(timeout=30)
-            found.append(msgspec.json.decode(output, type=Tally))
+            found.append(_tally(output))
 
     def load_for(self, seconds: float, rate: float = 200.0) -> Tally:
         """Load for so long, and what came of it."""
         done = subprocess.run(self._load(rate, seconds), cwd=agents.TREE, stdout=subprocess.PIPE, check=True)
-        return msgspec.json.decode(done.stdout, type=Tally)
+        return _tally(done.stdout)
 
     def _load(self, rate: float, seconds: float) -> list[str]:
         url = f"http://{self.box.plan.host('lb').address}:{FRONT_PORT}"
@@ -178,6 +200,10 @@ class Desk:
                 units = ("-u", "rebootd", "-u", "rebootd-agent")
                 lines.append(self.box.run(host.name, "journalctl", "--no-pager", "-n", "12", *units, check=False))
         return "\n".join(lines)
+
+
+def _tally(output: bytes) -> Tally:
+    return msgspec.json.decode(output.splitlines()[-1], type=Tally)
 
 
 def _enter(pid: int) -> None:

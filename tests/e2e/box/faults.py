@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.e2e.box.desk import Desk
 
 OVERRIDE = "/etc/rebootd/agent.d/90-fault.yaml"
+CHECKS = "/etc/rebootd/post-boot.d"
 
 
 def kill(box: Box, host: str, unit: str) -> None:
@@ -55,6 +56,40 @@ def slow_to_reboot(box: Box, host: str, seconds: float) -> AbstractContextManage
 
 
 @contextmanager
+def slow_checks(box: Box, hosts: Sequence[str], seconds: float) -> Iterator[None]:
+    """The hosts' checks after a boot take so long."""
+    for host in hosts:
+        write = f"mkdir -p {CHECKS} && printf '#!/bin/sh\\nsleep {seconds:g}\\n' > {CHECKS}/50-slow"
+        box.run(host, "sh", "-c", f"{write} && chmod 755 {CHECKS}/50-slow")
+    try:
+        yield
+    finally:
+        for host in hosts:
+            box.run(host, "rm", "-f", f"{CHECKS}/50-slow")
+
+
+def hang_at_shutdown(box: Box, host: str, seconds: float) -> None:
+    """The host's next shutdown waits so long for a unit that does not end."""
+    unit = f"[Service]\nExecStart=/bin/sh -c 'trap : TERM; while :; do sleep 1; done'\nTimeoutStopSec={seconds:g}\n"
+    write = "mkdir -p /run/systemd/system && cat > /run/systemd/system/hang.service"
+    box.order("run", host, command=["sh", "-c", write], timeout=10, input=unit)
+    box.run(host, "systemctl", "daemon-reload")
+    box.run(host, "systemctl", "start", "hang.service")
+
+
+@contextmanager
+def cut_off(box: Box, hosts: Sequence[str]) -> Iterator[None]:
+    """The cables of these hosts are pulled while the body runs."""
+    for host in hosts:
+        box.order("link", host, up=False)
+    try:
+        yield
+    finally:
+        for host in hosts:
+            box.order("link", host, up=True)
+
+
+@contextmanager
 def frozen(box: Box, hosts: Sequence[str], unit: str) -> Iterator[None]:
     """A unit on these hosts stands still (SIGSTOP) while the body runs."""
     for host in hosts:
@@ -72,8 +107,8 @@ def lose_power(box: Box, hosts: Sequence[str]) -> None:
         list(pool.map(box.cut, hosts))
 
 
-def cold_start(desk: Desk, timeout: float) -> dict[str, float]:
-    """Power for all hosts at once: seconds until Consul leads, rebootd leads, all are in service, traffic flows."""
+def cold_start(desk: Desk, timeout: float, *, traffic: bool = True) -> dict[str, float]:
+    """Power for all hosts at once: seconds until Consul leads, rebootd leads, all are in service, ``traffic`` flows."""
     box, start, wall = desk.box, time.monotonic(), time.time()
     box.on()
 
@@ -86,6 +121,8 @@ def cold_start(desk: Desk, timeout: float) -> dict[str, float]:
         "all in service": lambda: received() == {host.name for host in box.plan.machines},
         "all get requests": lambda: len(desk.pool()) == sum(host.web for host in box.plan.hosts),
     }
+    if not traffic:
+        del steps["all get requests"]
     took = {}
     for name, question in steps.items():
         desk.until(question, name, timeout)

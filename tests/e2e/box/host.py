@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 REBOOTED = 133
 POWER_OFF = signal.SIGRTMIN + 4
+FORGOTTEN = ("/var/lib/consul", "/var/lib/rebootd")
+"""What a stateless host loses at each boot."""
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 _JOIN = (
     'for group in "$@"; do [ "$group" = -- ] && break; echo 0 > "$group/cgroup.procs"; shift; done; shift; exec "$@"'
@@ -60,6 +62,8 @@ class Host:
         self._log = folder / "log" / f"{plan.name}.console"
         self._box = box
         self._binds = [f"--bind-ro={bind}" for bind in binds]
+        if plan.stateless:
+            self._binds += [f"--tmpfs={folder}:mode=755" for folder in FORGOTTEN]
         self._note = note
         self._process: asyncio.subprocess.Process | None = None
         self._life: asyncio.Task[None] | None = None

@@ -1,7 +1,8 @@
 """An open-loop load generator: it sends at its rate whether answers come or not, so that nothing waits out a failure.
 
-``python -m tests.e2e.box.load URL RATE SECONDS``: runs until SIGTERM or for SECONDS and prints one line of JSON, a
-:class:`Tally`. Every tenth request is a slow one. Each has a connection of its own, and none is tried twice.
+``python -m tests.e2e.box.load URL RATE SECONDS``: runs until SIGTERM or for SECONDS, and prints a line at the first
+answer and one of JSON at the end, a :class:`Tally`. Every tenth request is a slow one. Each has a connection of its
+own, and none is tried twice.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Load:
             how, body = type(error).__name__, b""
         self.tally.slowest = max(self.tally.slowest, time.monotonic() - start)
         if how == "200":
+            if not self.tally.by_host:
+                print("answered", flush=True)
             self.tally.by_host.setdefault(body.decode("utf-8", "replace"), []).append(round(at, 3))
             return
         self.tally.lost += 1

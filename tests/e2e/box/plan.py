@@ -10,10 +10,14 @@ GATEWAY = f"{NETWORK}.1"
 WEB_PORT = 8080
 FRONT_PORT = 8081
 API_PORT = 8473
+BMC_PORT = 8000
 
 
 class HostPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One host. ``rack`` empty: it is no machine of the fleet (the load balancer)."""
+    """One host. ``rack`` empty: it is no machine of the fleet (the load balancer).
+
+    ``stateless``: Consul's data folder and rebootd's journal are in memory, and gone with each boot.
+    """
 
     name: str
     number: int
@@ -23,6 +27,7 @@ class HostPlan(msgspec.Struct, frozen=True, kw_only=True):
     agent: bool = False
     web: bool = False
     balancer: bool = False
+    stateless: bool = False
 
     @property
     def address(self) -> str:
@@ -31,10 +36,12 @@ class HostPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. ``token`` is what rebootd's callers must show."""
+    """All of it. ``token`` is what rebootd's callers must show; ``bmc_user`` and ``bmc_password`` open its BMC."""
 
     hosts: tuple[HostPlan, ...]
     token: str = "a-token-of-the-box"
+    bmc_user: str = "rebootd"
+    bmc_password: str = "power-of-the-box"
 
     @property
     def machines(self) -> tuple[HostPlan, ...]:
@@ -74,9 +81,20 @@ def small() -> BoxPlan:
 
 
 def full() -> BoxPlan:
-    """Three Consul servers and six workers on three racks, all of them machines; daemons on a worker of each rack."""
+    """Three Consul servers and six workers on three racks, all of them machines; daemons on a worker of each rack.
+
+    The workers of the third rack are stateless.
+    """
     workers = [
-        HostPlan(name=f"w{n}", number=20 + n, rack=f"r{(n - 1) % 3 + 1}", daemon=n <= 3, agent=True, web=True)
+        HostPlan(
+            name=f"w{n}",
+            number=20 + n,
+            rack=f"r{(n - 1) % 3 + 1}",
+            daemon=n <= 3,
+            agent=True,
+            web=True,
+            stateless=n % 3 == 0,
+        )
         for n in range(1, 7)
     ]
     servers = [_server(n, agent=True) for n in (1, 2, 3)]

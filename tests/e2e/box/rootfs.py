@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from rebootd.consul.binary import UnavailableError, default_cache, locate
+from tests.e2e.box import cgroups
 
 PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "libnss-systemd", "netbase", "procps"),
@@ -22,6 +23,8 @@ PACKAGES = (
 TOOLS = ("systemd-nspawn", "mmdebstrap", "unshare", "nsenter", "ip", "mount", "apt-get")
 _PATIENCE = 600.0
 """Seconds that making it may take; a minute is usual."""
+_PROBE = """mount -t tmpfs probe /run; cd /run; mkdir lower upper work root
+mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay root; ip link add probe type bridge"""
 _LEAN = ("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*")
 
 
@@ -39,7 +42,36 @@ def missing() -> str:
         locate()
     except UnavailableError as error:
         lacks.append(str(error))
+    if not lacks:
+        refused = _refused()
+        lacks += [f"more rights than this machine gives ({refused})"] if refused else []
     return "the box needs " + ", ".join(lacks) if lacks else ""
+
+
+def _refused() -> str:
+    """What root may not do here, as in most containers; ``""`` if all that the box does is allowed."""
+    if not any(os.access(group, os.W_OK) for group in cgroups.hierarchies()):
+        return "no cgroup can be written"
+    command = [
+        "unshare",
+        "--mount",
+        "--net",
+        "--pid",
+        "--propagation",
+        "private",
+        "--fork",
+        "--mount-proc",
+        "sh",
+        "-ec",
+    ]
+    done = subprocess.run([*command, _PROBE], capture_output=True, text=True, timeout=20, check=False)
+    return " ".join(done.stderr.split()) if done.returncode else ""
+
+
+def python() -> tuple[int, int]:
+    """The version of the hosts' Python: ``(3, 11)`` on Debian 12."""
+    major, minor = (make() / "usr/bin/python3").readlink().name.removeprefix("python").split(".")
+    return int(major), int(minor)
 
 
 def cached() -> Path | None:

@@ -1,0 +1,45 @@
+"""What a listener does with handshakes that fail: the other side is told why, and so are we."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from rebootd.tls.words import alert, verification
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HANDSHAKE_TIME = 10.0
+"""Seconds for a handshake; a client that dawdles holds a connection for no longer."""
+
+
+def observe(context: ssl.SSLContext, refused: Callable[[str], None]) -> None:
+    """Calls ``refused`` with what was wrong with each handshake that fails."""
+
+    class Observed(ssl.SSLObject):
+        _failure: ssl.SSLError | None = None
+
+        def do_handshake(self) -> None:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                self._failure = error
+                refused(_told(error))
+                # On a failure asyncio closes without sending what OpenSSL has to say, and the other side would never
+                # know why. When more is wanted, it sends first; the failure is raised at the next call.
+                raise ssl.SSLWantReadError from error
+
+    context.sslobject_class = Observed
+
+
+def _told(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"a certificate was refused: {verification(error)}"
+    if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "no certificate was shown"
+    return alert(error)
