@@ -296,6 +296,13 @@ def _daemons(board: Dashboard) -> None:
             "Cores in use, by daemon.",
             ("rate(process_cpu_seconds_total{FLEET}[$__rate_interval])", "{{instance}}"),
         ),
+        lines(
+            "Audit",
+            "Entries per hour by what became of the change; 1 while the chain is broken or the file cannot be written.",
+            ("sum by (result) (increase(rebootd_audit_entries_total{FLEET}[1h]))", "{{result}}"),
+            ("max(rebootd_audit_chain_broken{FLEET})", "chain broken"),
+            ("max(rebootd_audit_unwritable{FLEET})", "file cannot be written"),
+        ),
     ):
         board.with_panel(panel)
 

@@ -69,13 +69,19 @@ variable "driver" {
 variable "user" {
   type        = string
   default     = "nobody"
-  description = "Who it runs as. It needs no rights on the host."
+  description = "Who it runs as. It needs no rights on the host; with raw_exec it must be able to pass Nomad's data_dir (mode 0711)."
+}
+
+variable "uid" {
+  type        = number
+  default     = 65534
+  description = "The number of `user`, to whom the files with secrets belong (65534: nobody)."
 }
 
 variable "port" {
   type        = number
   default     = 8473
-  description = "The HTTP port. Agents learn it from Consul; operators and firewalls like it fixed."
+  description = "The HTTP port. Agents learn it from Consul; operators and firewalls like it fixed. 0: any free one."
 }
 
 variable "service" {
@@ -118,6 +124,36 @@ variable "token_file" {
   type        = string
   default     = ""
   description = "A file on the hosts with that token, readable to `user`. One of the two is needed: without, only loopback is served."
+}
+
+variable "nomad_address" {
+  type        = string
+  default     = "unix://$${NOMAD_SECRETS_DIR}/api.sock"
+  description = "Nomad's API, for drains (drains.nomad in the policy). The default is Nomad's Task API: always the client of the same host, with the job's own identity as token."
+}
+
+variable "nomad_token_template" {
+  type        = string
+  default     = ""
+  description = "A template that renders to a Nomad ACL token for that. Empty: the job's own identity, to which an ACL policy can be attached (nomad/acl/rebootd.policy.hcl)."
+}
+
+variable "power_template" {
+  type        = string
+  default     = ""
+  description = "A template that renders to the Redfish user and password, a line each. Empty: nothing is power-cycled."
+}
+
+variable "audit_log" {
+  type        = string
+  default     = ""
+  description = "Where each daemon writes who changed what, for example /audit/audit.log. It must outlive the allocation: see audit_volume."
+}
+
+variable "audit_volume" {
+  type        = string
+  default     = ""
+  description = "A host volume that is mounted at /audit (driver exec). Without one, audit_log names a folder of the host (driver raw_exec)."
 }
 
 variable "log_level" {
@@ -235,12 +271,27 @@ job "rebootd" {
       }
     }
 
+    dynamic "volume" {
+      for_each = var.audit_volume == "" ? [] : [var.audit_volume]
+      labels   = ["audit"]
+
+      content {
+        type   = "host"
+        source = volume.value
+      }
+    }
+
     task "rebootd" {
       driver       = var.driver
       user         = var.user
       leader       = true
       kill_signal  = "SIGTERM"
       kill_timeout = "10s"
+
+      # NOMAD_TOKEN: this job's own identity, for the Task API.
+      identity {
+        env = true
+      }
 
       config {
         command = local.command
@@ -255,6 +306,10 @@ job "rebootd" {
             "--log-level", var.log_level,
           ],
           local.token_file == "" ? [] : ["--token-file", local.token_file],
+          var.audit_log == "" ? [] : ["--audit-log", var.audit_log],
+          var.nomad_address == "" ? [] : ["--nomad", var.nomad_address],
+          var.nomad_token_template == "" ? [] : ["--nomad-token-file", "${NOMAD_SECRETS_DIR}/nomad-token"],
+          var.power_template == "" ? [] : ["--power-credentials", "${NOMAD_SECRETS_DIR}/power"],
         )
       }
 
@@ -264,6 +319,15 @@ job "rebootd" {
 
         # Where the one file unpacks itself at its first start (some 30 MB): with the allocation, and gone with it.
         PEX_ROOT = "${NOMAD_TASK_DIR}/pex"
+      }
+
+      dynamic "volume_mount" {
+        for_each = var.audit_volume == "" ? [] : [var.audit_volume]
+
+        content {
+          volume      = "audit"
+          destination = "/audit"
+        }
       }
 
       dynamic "artifact" {
@@ -282,6 +346,8 @@ job "rebootd" {
         content {
           data        = template.value
           destination = "secrets/token"
+          perms       = "600"
+          uid         = var.uid
           change_mode = "restart"
         }
       }
@@ -292,7 +358,33 @@ job "rebootd" {
         content {
           data        = template.value
           destination = "secrets/consul-token"
+          perms       = "600"
+          uid         = var.uid
           change_mode = "noop" # it is read again when Consul refuses the old one
+        }
+      }
+
+      dynamic "template" {
+        for_each = var.nomad_token_template == "" ? [] : [var.nomad_token_template]
+
+        content {
+          data        = template.value
+          destination = "secrets/nomad-token"
+          perms       = "600"
+          uid         = var.uid
+          change_mode = "noop" # it is read for every request
+        }
+      }
+
+      dynamic "template" {
+        for_each = var.power_template == "" ? [] : [var.power_template]
+
+        content {
+          data        = template.value
+          destination = "secrets/power"
+          perms       = "600"
+          uid         = var.uid
+          change_mode = "noop" # it is read before every power cycle
         }
       }
 

@@ -10,7 +10,9 @@ import msgspec
 import structlog
 from yarl import URL
 
+from rebootd.agent.doubt import doubt
 from rebootd.agent.settings import tls_setting
+from rebootd.core.codec import read_json
 from rebootd.core.errors import Forbidden, InvalidInput, NotFound, RebootdError, Refused, Unauthorized, Unreachable
 from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Problem, Report
 from rebootd.tls.follow import ClientTls
@@ -223,12 +225,16 @@ class Coordinators:
     def _judge(self, status: int, headers: dict[str, str], data: bytes, answer: type[T]) -> T:
         if status == 200:
             try:
-                return msgspec.json.decode(data, type=answer)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                said = read_json(data, answer)
+            except msgspec.MsgspecError as error:
                 raise _NextError(f"an answer that cannot be read: {error}") from error
+            odd = doubt(said)
+            if odd:
+                raise _NextError(f"an answer that is none: {odd}")
+            return said
         try:
-            problem = msgspec.json.decode(data, type=Problem)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            problem = read_json(data, Problem)
+        except msgspec.MsgspecError:
             # Something else may listen at that port: only a coordinator's own refusal ends the search.
             raise _NextError(f"HTTP {status}", _retry_after(headers)) from None
         if status == 401:

@@ -16,6 +16,7 @@ import dns.resolver
 import msgspec
 
 from rebootd.agent.settings import split_server
+from rebootd.core.codec import read_json
 from rebootd.core.errors import RebootdError
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Discovery:
             # Stale: any server may answer, also while Consul has no leader.
             path = f"/v1/health/service/{self._settings.service}"
             response = await self._consul.http.request("GET", path, [("stale", "")], timeout=5.0)
-            entries: list[Any] = msgspec.json.decode(response.body, type=list[Any]) if response.status == 200 else []
+            entries: list[Any] = read_json(response.body, list[Any]) if response.status == 200 else []
         except (RebootdError, msgspec.MsgspecError):
             return []
         healthy: list[str] = []

@@ -12,6 +12,7 @@ import structlog
 from rebootd.agent.outmark import AgentMark, CatalogMark, Mark, NoMark
 from rebootd.consul.http import Link
 from rebootd.consul.settings import ConsulSettings
+from rebootd.core.codec import read_json
 from rebootd.core.errors import InvalidInput, RebootdError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ async def machine_name(
     while True:
         try:
             response = await consul.http.request("GET", "/v1/agent/self", timeout=2.0)
-            return _checked(msgspec.json.decode(response.body, type=_Self).Config.NodeName)
+            return _checked(read_json(response.body, _Self).Config.NodeName)
         except (RebootdError, msgspec.MsgspecError) as error:
             if isinstance(error, InvalidInput):
                 raise

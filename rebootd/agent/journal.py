@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rebootd.agent.journal_file import JournalFile
+from rebootd.core.codec import read_json
 from rebootd.core.errors import Refused
 from rebootd.core.wire import CheckResult, Result
 
@@ -88,11 +89,11 @@ def encode(record: Record) -> bytes:
 def decode(data: bytes) -> Record:
     """The record in the file's bytes. Raises ``JournalCorrupt``."""
     try:
-        file = msgspec.json.decode(data, type=_File)
+        file = read_json(data, _File)
         if file.crc32 != f"{zlib.crc32(file.journal):08x}":
             raise JournalCorrupt("its checksum does not fit its content")
-        return msgspec.json.decode(file.journal, type=Record)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return read_json(file.journal, Record)
+    except msgspec.MsgspecError as error:
         raise JournalCorrupt(str(error)) from error
 
 

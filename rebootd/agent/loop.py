@@ -11,6 +11,7 @@ import structlog
 
 from rebootd import __version__
 from rebootd.agent.client import NoCoordinator
+from rebootd.agent.doubt import for_another
 from rebootd.agent.journal import JournalUnwritable
 from rebootd.agent.runner import BootChanged
 from rebootd.core.errors import RebootdError, Refused
@@ -156,6 +157,10 @@ class ReportLoop:
         if directive is not None and (directive.boot_id != record.boot_id or directive.epoch < record.epoch):
             self.contact.problem = f"directive {directive.id} is for another boot or of an old epoch; ignored"
             _log.warning("directive ignored", id=directive.id, boot_id=directive.boot_id, epoch=directive.epoch)
+            directive = None
+        elif directive is not None and for_another(directive, record.name):
+            self.contact.problem = f"directive {directive.id} is for another machine; ignored"
+            _log.warning("directive of another machine ignored", id=directive.id)
             directive = None
         self._runner.obey(directive)
 

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from rebootd.consul.http import failure
+from rebootd.core.codec import read_json
 from rebootd.core.errors import NotFound, RebootdError, Refused
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ async def _ask(consul: Linked, method: str, path: str, body: object = None) -> b
 
 def _decode(body: bytes) -> Any:
     try:
-        return msgspec.json.decode(body)
+        return read_json(body, object)
     except msgspec.MsgspecError:
         return None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from rebootd.core.codec import read_json
 from rebootd.core.errors import NotFound
 
 if TYPE_CHECKING:
@@ -66,6 +67,6 @@ def write(path: Path, state: AgentState) -> None:
 def read(path: Path) -> AgentState:
     """The state file's content. Raises ``NotFound`` when there is none that can be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=AgentState)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return read_json(path.read_bytes(), AgentState)
+    except (OSError, msgspec.MsgspecError) as error:
         raise NotFound(f"no readable state file at {path} (does the agent run?): {error}") from error

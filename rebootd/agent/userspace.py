@@ -18,6 +18,7 @@ import structlog
 
 from rebootd.agent.hooks import run_program
 from rebootd.agent.statefile import write_atomically
+from rebootd.core.codec import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,6 +73,6 @@ def reported(boot_id: str, count: int) -> str:
 
 def _read(memory: Path) -> Userspace:
     try:
-        return msgspec.json.decode(memory.read_bytes(), type=Userspace)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return read_json(memory.read_bytes(), Userspace)
+    except (OSError, msgspec.MsgspecError):
         return Userspace()

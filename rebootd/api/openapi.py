@@ -34,6 +34,7 @@ _WHO: Mapping[str, _Rule] = {
     "by": {"format": "line", "maxLength": 128, "description": "one printable line"},
     "reason": {"format": "line", "maxLength": MAX_REASON, "description": "one printable line"},
 }
+_POLICY = {"type": "object", "description": "the policy (docs/policy.md)"}
 _SELECTOR: _Rule = {"format": "selector", "minLength": 1}
 _TARGET: _Rule = {"format": "target", "description": 'key=value, such as kernel=6.12.9, or ""'}
 
@@ -153,7 +154,7 @@ def _operation(route: Route) -> dict[str, Any]:
         said["parameters"] = parameters
     if route.body is not None:
         media = YAML if route.body is str else JSON
-        schema = {"type": "object", "description": "the policy (docs/policy.md)"} if route.body is str else _schema(route.body)
+        schema = _POLICY if route.body is str else _schema(route.body)
         said["requestBody"] = {"required": not route.optional, "content": {media: {"schema": schema}}}
     if route.role:
         said["security"] = [{"token": []}]

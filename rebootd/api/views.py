@@ -18,6 +18,7 @@ from rebootd.core.operations import known_racks, need_machine, need_rack
 from rebootd.core.operations_cycles import Counts, need_cycle, progress
 from rebootd.core.power import spent
 from rebootd.core.selectors import parse_selector
+from rebootd.core.unreadable import awaited
 
 if TYPE_CHECKING:
     from rebootd.core.decision import Decision
@@ -191,6 +192,10 @@ def cycle(snapshot: Snapshot, decision: Decision, cycle_id: str) -> shapes.Cycle
             out[m.name] = m.state.value
         if not outcome and record.state not in ENDED and m.name in decision.reasons and chosen.matches(m):
             waiting.update(decision.reasons[m.name])
+    for name, aside in snapshot.asides.items():
+        if record.state not in ENDED and awaited(record, aside):
+            out[name] = "unreadable"
+            waiting.update(decision.reasons.get(name, ()))
     return shapes.CycleShow(
         now=snapshot.now,
         cycle=record,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from rebootd.api import shapes
 from rebootd.core.gates import overdue
 from rebootd.core.policy_gates import describe
-from rebootd.core.quorums import Group
 from rebootd.core.view import View
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ def gates(snapshot: Snapshot, decision: Decision) -> shapes.Gates:
                 overdue=gate.name in late,
             )
         )
-    away = View(snapshot).capacity.lost
-    groups = [Group(q, snapshot, away) for q in snapshot.policy.quorums]
+    view = View(snapshot)
+    away = view.capacity.lost
     return shapes.Gates(
         now=snapshot.now,
         gates=tuple(rows),
@@ -52,6 +51,6 @@ def gates(snapshot: Snapshot, decision: Decision) -> shapes.Gates:
                 unavailable=tuple(sorted(g.members & away.keys())),
                 blocked=g.why(),
             )
-            for g in groups
+            for g in view.safeguards.groups
         ),
     )

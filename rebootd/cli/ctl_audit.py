@@ -42,7 +42,7 @@ def _shown(a: AuditShow) -> Iterator[RenderableType]:
         yield text("no daemon of this fleet keeps an audit log (--audit-log)")
         return
     at = when(a.head.time, a.head.time).partition(" (")[0]
-    rows = [
+    rows: list[tuple[str, str | tuple[str, str]]] = [
         ("last entry", f"{a.head.seq}, by {a.head.leader or '-'} in epoch {a.head.epoch}, {at}"),
         ("digest", a.head.hash or "-"),
         (
@@ -65,8 +65,8 @@ def _shown(a: AuditShow) -> Iterator[RenderableType]:
     "head_file",
     type=click.File("rb"),
     metavar="FILE",
-    help="The head of the chain, as `consul kv get` or `audit show` printed it before the files were read ('-': standard "
-    "input). Else the leader is asked.",
+    help="The head of the chain, as `consul kv get` or `audit show --json` printed it before the files were read "
+    "('-': standard input). Else the leader is asked.",
 )
 @click.option("--offline", is_flag=True, help="Check without the head: what was cut off at the end is not found then.")
 @click.option("--partial", is_flag=True, help="The oldest files are gone by intent: the chain may begin in the middle.")
@@ -131,8 +131,8 @@ def _told(v: Verdict) -> Iterator[str]:
     if v.more:
         yield f"... and {v.more} more"
     yield (
-        f"{v.lines} lines, entries {v.first} to {v.last}: {v.committed} committed, {v.dropped} written and not committed, "
-        f"{v.unanswered} without an outcome (their daemon ended first)"
+        f"{v.lines} lines, entries {v.first} to {v.last}: {v.committed} committed, {v.dropped} written and not "
+        f"committed, {v.unanswered} without an outcome (their daemon ended first)"
     )
     if not v.head_checked:
         yield "the end of the chain was not checked: what was cut off there would not have been found"

@@ -34,9 +34,13 @@ from rebootd.coordinator.daemon import Daemon
 from rebootd.coordinator.drains.nomad_api import Nomad
 from rebootd.coordinator.drains.nomad_http import NomadHttp
 from rebootd.coordinator.gates.sight import Eyes
+from rebootd.coordinator.gates.tools import Tools
 from rebootd.coordinator.leader import LeaderSettings
 from rebootd.coordinator.metrics import FleetCollector, Metrics
+from rebootd.coordinator.peers import ConsulPeers
 from rebootd.coordinator.redfish import Redfish
+from rebootd.coordinator.silences import Alertmanager
+from rebootd.core.codec import read_json
 from rebootd.core.errors import InvalidInput, RebootdError, StoreError
 from rebootd.store.consul import ConsulStore
 from rebootd.store.memory import MemoryConsul, MemoryStore
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     from rebootd.coordinator.desk import Desk
     from rebootd.coordinator.drains.nomad_api import NomadApi
     from rebootd.coordinator.gates.sight import Sight
+    from rebootd.coordinator.silences import Alerts
+    from rebootd.coordinator.peers import Peers
     from rebootd.store.port import Store
 
 log = structlog.get_logger(__name__)
@@ -155,6 +161,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
     store = ConsulStore(client)
     election_store = ConsulStore.open(settings.consul)
     eyes = Eyes(client, settings.gate_tokens)
+    alerts = Alertmanager(Tools(None, settings.gate_tokens))
     nomad = Nomad(NomadHttp(settings.nomad)) if settings.nomad is not None else None
     try:
         # Serve at once, so that /healthz answers and requests are parked while Consul is still away.
@@ -181,8 +188,9 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
         )
         services = Registry(client, registration)
         candidate = Candidate(id_, url, settings.node or node)
+        peers = ConsulPeers(client, settings.service, id_)
         daemon = office.daemon = _daemon(
-            settings, store, candidate, metrics, registration.session_checks, election_store, eyes, nomad
+            settings, store, candidate, metrics, registration.session_checks, election_store, eyes, nomad, peers, alerts
         )
         helpers = (services.run(), health.run(), notifier.watchdog(), collector.now_and_then(), protection.followed())
         await _until(stop, daemon, *helpers)
@@ -195,6 +203,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
         await protection.close()
         health.stop()
         await eyes.close()
+        await alerts.close()
         if nomad is not None:
             await nomad.close()
         await store.close()
@@ -210,6 +219,8 @@ def _daemon(
     election_store: Store | None = None,
     sight: Sight | None = None,
     nomad: NomadApi | None = None,
+    peers: Peers | None = None,
+    alerts: Alerts | None = None,
 ) -> Daemon:
     leader = LeaderSettings(
         id=candidate.id,
@@ -228,6 +239,8 @@ def _daemon(
         sight=sight,
         restarter=Redfish(credentials, ca=settings.power_ca) if credentials is not None else None,
         nomad=nomad,
+        peers=peers,
+        alerts=alerts,
         audit=AuditFile(settings.audit_log, candidate.id, time.time) if settings.audit_log is not None else None,
     )
     metrics.registry.register(FleetCollector(daemon.look))
@@ -262,7 +275,7 @@ async def _open(settings: ServerSettings, metrics: Metrics, office: _Office, pro
         metrics=lambda: generate_latest(metrics.registry),
         guard=protection.guard,
     )
-    serving = await serve(app, settings.listen.host, settings.listen.port, context=protection.context)
+    serving = await serve(app, settings.listen.host, settings.listen.port, settings.limits, context=protection.context)
     protection.follow(serving)
     return serving
 
@@ -295,11 +308,11 @@ async def _who_we_are(client: Consul) -> tuple[str, str]:
         try:
             response = await client.http.request("GET", "/v1/agent/self", timeout=3.0)
             if response.status == 200:
-                said = msgspec.json.decode(response.body)
+                said = read_json(response.body, dict[str, Any])
                 return str(said["Config"]["NodeName"]), str(said["Member"]["Addr"])
             problem = f"HTTP {response.status}"
-        except StoreError as error:
-            problem = str(error)
+        except (StoreError, msgspec.MsgspecError, KeyError, TypeError) as error:
+            problem = f"{type(error).__name__}: {error}"
         if not waiting:
             log.warning("consul-not-there-yet", problem=problem)
             waiting = True

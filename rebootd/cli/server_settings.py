@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from rebootd.api.connections import DEFAULT_LIMITS, Limits
 from rebootd.api.listen import Listen, is_loopback, parse_listen
 from rebootd.api.people import parse_roles
 from rebootd.consul.settings import ConsulSettings
@@ -42,6 +43,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     roles: dict[str, Role] = {}
     insecure_http: bool = False
     nomad: NomadSettings | None = None
+    limits: Limits = DEFAULT_LIMITS
 
 
 _FILE = click.Path(path_type=Path)
@@ -71,6 +73,13 @@ _OPTIONS = (
     click.option("--insecure-health", is_flag=True, help="Allow --health on an address that others reach beside TLS."),
     click.option(
         "--health", default="127.0.0.1", show_default=True, help="Address that the local Consul agent can check."
+    ),
+    click.option(
+        "--per-address",
+        type=click.IntRange(min=1),
+        default=DEFAULT_LIMITS.per_address,
+        show_default=True,
+        help="Connections that one address may hold; loopback is not counted.",
     ),
     click.option("--node", default="", help="The machine this daemon runs on; else the local Consul node's name."),
     click.option("--id", "id_", default="", help="This daemon's unique id; else made anew."),
@@ -128,6 +137,7 @@ def settings_of(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ServerS
         gate_tokens=_folder("gate-tokens", flags["gate_tokens"]),
         audit_log=flags["audit_log"],
         nomad=nomad,
+        limits=Limits(per_address=flags["per_address"]),
     )
 
 

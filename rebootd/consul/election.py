@@ -21,7 +21,7 @@ from rebootd.core.errors import Conflict, Denied, RebootdError, Refused, Session
 from rebootd.store.port import Lock, Unlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
 
     from rebootd.store.port import Entry, Store
@@ -39,7 +39,7 @@ class Election:
 
     ``lead`` is cancelled when leadership is lost; when it returns or raises, leadership is given up. A
     ``RebootdError`` from it means a new competition; any other exception ends :meth:`run` with that exception.
-    ``checks`` are check ids on ``node`` (``""``: the local agent's) that the session hangs on. ``wall`` is the clock
+    ``defers`` says how many seconds others go first when nobody leads. ``checks`` are check ids on ``node`` (``""``: the local agent's) that the session hangs on. ``wall`` is the clock
     for ``since``, seconds since the Unix epoch.
     """
 
@@ -55,6 +55,7 @@ class Election:
         tuning: Tuning | None = None,
         wall: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        defers: Callable[[], Awaitable[float]] | None = None,
     ) -> None:
         self._store = store
         self._key = key
@@ -65,6 +66,7 @@ class Election:
         self._tuning = tuning or Tuning()
         self._wall = wall
         self._rng = rng or random.Random()
+        self._defers = defers
         self._holder = ""
         self._leader: LeaderInfo | None = None
         self._leadership: Leadership | None = None
@@ -229,17 +231,23 @@ class Election:
     async def _acquire(self, session: str, keeper: asyncio.Task[None]) -> float | None:
         """The loop's time at which the winning request began, or None when stopping or the session is gone."""
         loop = asyncio.get_running_loop()
-        failures = 0
+        failures, deferred = 0, False
         while not self._stop.is_set() and not keeper.done():
             changed = self._changed
             if self._holder not in ("", session):
-                failures = 0
+                failures, deferred = 0, False
                 await self._wait(changed, self._stop, keeper)
                 continue
             abstain = self._abstain_until - loop.time()
             if abstain > 0:
                 await self._wait(changed, self._stop, keeper, timeout=abstain)
                 continue
+            if self._defers is not None and not deferred:
+                # Once for each time that nobody leads: somebody has to, in the end.
+                deferred, pause = True, await self._defers()
+                if pause > 0 and changed is self._changed:
+                    await self._wait(changed, self._stop, keeper, timeout=pause)
+                    continue
             at = loop.time()
             try:
                 await self._store.commit([Lock(self._key, self._value(), session)], timeout=_CALL)

@@ -26,6 +26,8 @@ from yarl import URL
 
 from rebootd.consul.token import Token
 from rebootd.core.errors import Denied, InvalidInput, OutcomeUnknown, Refused, StoreError, TooLarge, Unreachable
+from rebootd.tls.files import TlsFiles
+from rebootd.tls.follow import Renewed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -123,7 +125,8 @@ class Http:
         self.base_uri = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         self.settings = settings
         self._token = Token(settings)
-        self._ssl = _context(settings) if scheme == "https" else None
+        files = TlsFiles(ca=settings.ca_file, cert=settings.cert_file, key=settings.key_file)
+        self._tls = Renewed(files, lambda: _context(settings)) if scheme == "https" else None
         self._session: aiohttp.ClientSession | None = None
 
     def uri(self, path: str, params: Params = None) -> str:
@@ -178,6 +181,8 @@ class Http:
             data=body or None,
             timeout=aiohttp.ClientTimeout(total=limit, sock_connect=limit),
             server_hostname=self.settings.server_name or None,
+            # New files make a new context, and thereby new connections; the old ones end when they are idle.
+            ssl=self._tls.context() if self._tls is not None else True,
             allow_redirects=False,
         ) as response:
             return Response(response.status, response.headers, await response.read())
@@ -185,7 +190,7 @@ class Http:
     def _open(self) -> aiohttp.ClientSession:
         # Made at the first request, because a session belongs to the loop that is running then.
         if self._session is None or self._session.closed:
-            connector = aiohttp.TCPConnector(limit=CONNECTIONS, ssl=self._ssl if self._ssl is not None else True)
+            connector = aiohttp.TCPConnector(limit=CONNECTIONS)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 middlewares=(_send_once,),

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from rebootd.consul.transport import failure
+from rebootd.core.codec import read_json
 from rebootd.core.errors import Refused, StoreError, Unreachable
 
 if TYPE_CHECKING:
@@ -222,6 +223,6 @@ def _checked(method: str, path: str, response: Response) -> Response:
 
 def _decode(response: Response, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(response.body, type=kind)
+        return read_json(response.body, kind)
     except msgspec.DecodeError as error:
         raise Unreachable(f"an unreadable answer: {error}") from error

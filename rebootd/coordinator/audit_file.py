@@ -186,7 +186,7 @@ class AuditFile:
         for raw in reversed(lines):
             try:
                 line = _decoder.decode(raw)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue
             if line.kind is Kind.OUTCOME and line.result == COMMITTED:
                 self.last = (line.seq, line.of)

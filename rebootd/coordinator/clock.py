@@ -37,10 +37,11 @@ class LeaderClock:
         """Whether most machines have told their time, and it is about ours."""
 
     def __call__(self) -> float:
+        """The time, in seconds since 1970."""
         return self._monotonic() + self._offset
 
     def look(self, offsets: dict[str, float], fleet: Fleet) -> dict[str, float]:
-        """Compares with the agents' clocks (``offsets``: ours less theirs, by machine); returns those of living machines.
+        """Compares with the agents' clocks (``offsets``: ours less theirs, by machine); returns those that still count.
 
         Raises :class:`ClockSetRight` when only the host's own clock, as it is by now, agrees with them.
         """

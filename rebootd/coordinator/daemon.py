@@ -8,12 +8,17 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
 from rebootd import __version__
 from rebootd.consul.election import Election
 from rebootd.coordinator.leader import Leader, LeaderSettings
-from rebootd.coordinator.records import Keys
+from rebootd.coordinator.records import Keys, decode
+from rebootd.coordinator.rooms import HAND_OVER, Means
+from rebootd.core.errors import StoreError
+from rebootd.core.model import Machine
+from rebootd.core.own_host import LEAVING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,11 +29,17 @@ if TYPE_CHECKING:
     from rebootd.coordinator.drains.nomad_api import NomadApi
     from rebootd.coordinator.gates.sight import Sight
     from rebootd.coordinator.metrics import Metrics
+    from rebootd.coordinator.peers import Peers
     from rebootd.coordinator.redfish import Restarter
+    from rebootd.coordinator.silences import Alerts
     from rebootd.core.decision import Decision
     from rebootd.core.model import Snapshot
     from rebootd.store.port import Store
 
+ALONE = 60.0
+"""Seconds after a hand-over in which a daemon that leads again takes it that nobody else can."""
+DEFER = 5.0
+"""Seconds that a daemon whose host is about to go down lets others take a leadership that is free."""
 LOOK_OUT = 0.05
 """Seconds between two looks whether the desk is open."""
 
@@ -63,7 +74,9 @@ class Daemon:
         sight: Sight | None = None,
         restarter: Restarter | None = None,
         nomad: NomadApi | None = None,
+        peers: Peers | None = None,
         audit: AuditFile | None = None,
+        alerts: Alerts | None = None,
     ) -> None:
         self._store = store
         self._candidate = candidate
@@ -72,9 +85,8 @@ class Daemon:
         self._wall = wall
         self._ids = ids
         self._rng = rng or random.Random()
-        self._sight = sight
-        self._restarter = restarter
-        self._nomad = nomad
+        self._means = Means(sight, restarter, nomad, peers, alerts)
+        self._handed_over = float("-inf")
         self._audit = audit
         self._leader: Leader | None = None
         self._leadership: Leadership | None = None
@@ -88,6 +100,7 @@ class Daemon:
             tuning=tuning,
             wall=wall,
             rng=self._rng,
+            defers=self._defers,
         )
 
     async def run(self) -> None:
@@ -106,6 +119,11 @@ class Daemon:
 
     async def _lead(self, leadership: Leadership) -> None:
         self._metrics.elections.inc()
+        now = asyncio.get_running_loop().time
+        means = self._means
+        if now() - self._handed_over < ALONE:
+            # Nobody took over: then its own host goes while it leads itself.
+            means = means._replace(peers=None)
         leader = Leader(
             self._store,
             leadership,
@@ -114,9 +132,7 @@ class Daemon:
             wall=self._wall,
             new_id=self._ids,
             jitter=self._rng.random,
-            sight=self._sight,
-            restarter=self._restarter,
-            nomad=self._nomad,
+            means=means,
             audit=self._audit,
         )
         self._leadership = leadership
@@ -124,6 +140,19 @@ class Daemon:
             await leader.run(self._open)
         finally:
             self._leader = self._leadership = None
+            if leadership.reason == HAND_OVER:
+                self._handed_over = now()
+
+    async def _defers(self) -> float:
+        """How long (s) others are to go first: some time, if our host may go down at any moment."""
+        if not self._candidate.node:
+            return 0.0
+        try:
+            entry = await self._store.get(Keys(self._settings.prefix).machine(self._candidate.node))
+            leaving = entry is not None and decode(entry.value, Machine).state in LEAVING
+        except (StoreError, msgspec.MsgspecError):
+            return 0.0
+        return DEFER if leaving else 0.0
 
     def _open(self, leader: Leader) -> None:
         self._leader = leader

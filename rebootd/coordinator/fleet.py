@@ -87,6 +87,7 @@ class Fleet:
         self.failing_since: dict[str, float] = {}
         self.gone: dict[str, float] = {}
         self.nomad: NomadSight | None = None
+        self.successors: frozenset[str] | None = frozenset()
         self.ahead: set[str] = set()
         """Machines whose records were stamped by a clock that is far ahead of ours."""
 
@@ -160,7 +161,7 @@ class Fleet:
             self.book.place(key.removeprefix(keys.racks), entry, now)
 
     def _machine(self, name: str, entry: Entry | None, now: float) -> None:
-        self.asides.pop(name, None)
+        before = self.asides.pop(name, None)
         if entry is None:
             seen = self.observed.get(name)
             if seen is not None and (name in self.conflicts or now - seen.at > self.policy.unreachable_after):
@@ -174,9 +175,10 @@ class Fleet:
             if machine.name != name:
                 raise msgspec.ValidationError(f"the name inside is {machine.name!r}")
         except msgspec.MsgspecError as error:
-            kept = self.machines.pop(name, None)
+            kept = self.machines.pop(name, None) or (before.last if before else None)
             rack = kept.rack if kept else self.catalog.get(name, "")
-            self.asides[name] = Aside(name=name, rack=rack, error=str(error), since=now)
+            since = before.since if before else now
+            self.asides[name] = Aside(name=name, rack=rack, error=str(error), since=since, last=kept)
         else:
             self.machines[name] = machine_by(machine, now)
             if newest(machine) > now + self.policy.clock_tolerance:
@@ -295,6 +297,10 @@ class Fleet:
         }
         return {name: at for name, at in found.items() if at is not None}
 
+    def _expected(self) -> dict[str, str]:
+        """Nodes of the catalog that have a rack there and no record here: an agent is expected to call from them."""
+        return {n: rack for n, rack in self.catalog.items() if rack and n not in self.machines and n not in self.asides}
+
     def alarm(self, key: str, said: str) -> None:
         """Keeps a sentence that a person should read; ``""`` ends it."""
         if said:
@@ -347,8 +353,10 @@ class Fleet:
             failing=self.failing,
             failing_since=self.failing_since,
             gone=dict(self.gone),
+            expected=self._expected() if now - leading_since < self.policy.settle else {},
             nomad=self.nomad,
             fleet=self.keys.prefix,
+            successors=self.successors,
         )
 
 

@@ -26,9 +26,10 @@ from rebootd.coordinator.locks import RackLocks
 from rebootd.coordinator.reception import Reception
 from rebootd.coordinator.records import Keys
 from rebootd.coordinator.ring import Ring
-from rebootd.coordinator.rooms import Rooms
+from rebootd.coordinator.rooms import Means, Rooms
 from rebootd.coordinator.waiting import Waiting
 from rebootd.coordinator.work import Planner, Work, landed
+from rebootd.core.again import leads_on
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision
 from rebootd.core.errors import RebootdError, first_of
@@ -39,10 +40,7 @@ if TYPE_CHECKING:
 
     from rebootd.consul.leadership import Leadership
     from rebootd.coordinator.audit_file import AuditFile
-    from rebootd.coordinator.drains.nomad_api import NomadApi
-    from rebootd.coordinator.gates.sight import Sight
     from rebootd.coordinator.metrics import Metrics
-    from rebootd.coordinator.redfish import Restarter
     from rebootd.core.audit import Asked
     from rebootd.core.forecast import Estimate, Forecast
     from rebootd.core.model import Cycle, Event, Snapshot
@@ -85,9 +83,7 @@ class Leader:
         wall: Callable[[], float],
         new_id: Callable[[], str],
         jitter: Callable[[], float] = random.random,
-        sight: Sight | None = None,
-        restarter: Restarter | None = None,
-        nomad: NomadApi | None = None,
+        means: Means = Means(),
         audit: AuditFile | None = None,
     ) -> None:
         self.epoch = 0
@@ -137,10 +133,9 @@ class Leader:
             wall=self._clock,
             note=self._note,
             apply=self.apply,
-            sight=sight,
-            restarter=restarter,
-            nomad=nomad,
+            means=means,
         )
+        self.reception.before_drain = self._rooms.before_drain
 
     # --- the scope -----------------------------------------------------------------------
 
@@ -234,11 +229,13 @@ class Leader:
             plain = chain(plain, self._planner.restamped(steps, snapshot.now))
         tried, dropped = await self._land_all(chain(ready, self._history.due(snapshot.now, self.epoch)), plain)
         self.reception.answer_permits(snapshot, decision, dropped)
+        self._rooms.landed(decision)
         self._vain = self._vain + 1 if tried and len(dropped) == len(tried) else 0
-        if len(dropped) < len(tried):
+        left = frozenset(steps.difference(tried))
+        if left or (len(dropped) < len(tried) and leads_on(decision)):
             # What landed may have made room: look again at once.
             self._dirty.set()
-        return frozenset(steps.difference(tried))
+        return left
 
     async def _land_all(self, ready: Iterator[Work], plain: Iterator[Work]) -> tuple[list[str], dict[str, str]]:
         """Commits piece by piece, so that after a power loss the first machines need not wait for the last.
@@ -255,14 +252,19 @@ class Leader:
             part = list(islice(ready, PIECE))
             return part if part or loop.time() > until else list(islice(plain, PIECE))
 
-        async def lander() -> None:
-            while part := piece():
+        async def lander(part: list[Work]) -> None:
+            while part:
                 tried.extend(w.name for w in part)
                 dropped.update(await self._land(part))
+                part = piece()
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(LANDERS):
-                group.create_task(lander())
+        parts = [part for _ in range(LANDERS) if (part := piece())]
+        if len(parts) == 1:
+            await lander(parts[0])
+        elif parts:
+            async with asyncio.TaskGroup() as group:
+                for part in parts:
+                    group.create_task(lander(part))
         return tried, dropped
 
     async def _land(self, work: Sequence[Work]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from rebootd.core.directives import BUSY_WAIT, directive_for, longest_wait
 from rebootd.core.errors import NotLeader, Refused
 from rebootd.core.inputs import rack_name
 from rebootd.core.model import Event, Refusal, State
-from rebootd.core.quiet import quiet
+from rebootd.core.quiet import quiet, repeated
 from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Reception:
         self._look_up = look_up
         self._looked_up = 0.0
         self._looking = asyncio.Lock()
+        self.before_drain: Callable[[str], Awaitable[None]] = _at_once
         self._closed = False
         self._asked: dict[str, asyncio.Future[PermitAnswer]] = {}
         self._double: dict[str, float] = {}
@@ -94,10 +95,12 @@ class Reception:
         idle = machine is not None and machine.state is State.IN_SERVICE and quiet(machine, report)
         if idle and machine is not None:
             report = _shared(report, machine)
+        # What was said before has been judged, or is about to be.
+        news = not idle and not self._known(machine, report)
         self._fleet.hear(report, now)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(report.wait, longest_wait(machine))
-        if not idle:
+        if news:
             self._dirty.set()
             await self._waiting.next_tick(name, max(BUSY_WAIT, report.wait) + OVERTIME)
         while not self._closed:
@@ -108,9 +111,17 @@ class Reception:
             await self._waiting.park(name, min(left, longest_wait(machine)))
             if self._fleet.machines.get(name) is machine:
                 break
+        machine = self._fleet.machines.get(name)
+        if machine is not None and machine.state is State.DRAINING:
+            await self.before_drain(name)
         self._require(leadership)
         self._fleet.still_there(name, self._wall())
         return self._answer(report, decision())
+
+    def _known(self, machine: Machine | None, report: Report) -> bool:
+        before = self._fleet.observed.get(report.name)
+        out = machine is not None and machine.state is not State.IN_SERVICE
+        return out and before is not None and repeated(before.report, report)
 
     def _answer(self, report: Report, decision: Decision) -> Answer:
         name = report.name
@@ -263,6 +274,10 @@ class Reception:
                 self._fleet.refused(name, Refusal(request.boot_id, why, snapshot.now))
                 if verdict.final and machine is not None:
                     self._tell(machine, "permit refused", verdict.reason)
+
+
+async def _at_once(_name: str) -> None:
+    """Nobody has to be told before a drain."""
 
 
 def _shared(report: Report, machine: Machine) -> Report:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
+from rebootd.core.codec import read_json
 from rebootd.core.model import Cycle, Halt
 from rebootd.core.selectors import parse_selector
 from rebootd.core.stamps import record_by
@@ -22,11 +24,7 @@ def encode(record: msgspec.Struct) -> bytes:
 
 def decode(value: bytes, kind: type[T]) -> T:
     """Raises ``msgspec.MsgspecError`` (it says where) when ``value`` is not such a record."""
-    try:
-        return msgspec.json.decode(value, type=kind)
-    except (UnicodeDecodeError, RecursionError) as error:
-        # Bytes that are no text and brackets without end are none of msgspec's own errors.
-        raise msgspec.DecodeError(str(error)) from error
+    return read_json(value, kind)
 
 
 def checked(record: T, name: str) -> T:
@@ -45,7 +43,8 @@ def checked(record: T, name: str) -> T:
 def halt_of(value: bytes, now: float) -> Halt:
     """Any value is a halt: the emergency stop is a plain ``consul kv put``."""
     try:
-        return record_by(decode(value, Halt), now)
+        halt = record_by(decode(value, Halt), now)
+        return replace(halt, since=halt.since or now)
     except msgspec.MsgspecError:
         return Halt(reason=value.decode(errors="replace").strip(), since=now)
 

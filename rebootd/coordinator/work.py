@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from rebootd.coordinator.records import encode
 from rebootd.core import audit
+from rebootd.core.codec import read_json
 from rebootd.core.decision import Change, Decision, Guard, Lane, MachineStep, PowerStep
 from rebootd.core.model import Cycle, Event, Machine, PowerCycle
 from rebootd.store.port import (
@@ -155,7 +156,7 @@ class Planner:
     def _stamped(self, value: bytes) -> bytes:
         """The record with a fresh write id, if it has a place for one (the policy is YAML and has none)."""
         try:
-            record = msgspec.json.decode(value)
+            record: object = read_json(value, object)
         except msgspec.DecodeError:
             return value
         if not isinstance(record, dict) or "write_id" not in record:

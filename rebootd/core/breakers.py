@@ -43,6 +43,10 @@ class Breakers:
         self._fields = [(label, values) for label, values in self._by_label.items() if label in _OWN]
         self._labels = [(label, values) for label, values in self._by_label.items() if label not in _OWN]
 
+    def keys(self) -> tuple[str, ...]:
+        """What they look at, as :meth:`rebootd.core.selectors.Selector.keys` names it."""
+        return tuple(label if label in _OWN else f"label.{label}" for label in self._by_label)
+
     def touches(self, machine: Machine) -> bool:
         """Whether any of them holds this machine back; quick."""
         labels = machine.labels

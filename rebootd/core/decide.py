@@ -21,6 +21,7 @@ from rebootd.core.quiet import quiet
 from rebootd.core.settle import create, settle
 from rebootd.core.standing import changes, resting
 from rebootd.core.states import WORKING
+from rebootd.core.unreadable import awaited, set_aside
 from rebootd.core.view import View
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def decide(snapshot: Snapshot) -> Decision:
     admission = admit(view, frozenset(step.name for step in steps))
     reasons.update(admission.reasons)
     for name, aside in snapshot.asides.items():
-        what = f"its record cannot be read, so it is set aside: {aside.error}"
-        reasons[name] = (Blocker(kind="aside", what=what, since=aside.since, clears="an operator: rebootctl forget"),)
+        reasons[name] = (set_aside(aside, view.cycles),)
     if rests := resting(view):
         told = {step.name for step in (*steps, *admission.steps)}
         reasons.update({name: why for name, why in rests.items() if name not in reasons and name not in told})
@@ -68,6 +68,7 @@ def decide(snapshot: Snapshot) -> Decision:
         prune=_prune(view),
         power=tuple(view.power),
         gates=view.safeguards.report(),
+        hand_over=admission.hand_over if snapshot.successors is not None else "",
     )
 
 
@@ -91,7 +92,8 @@ def _settled(
             permits[name] = outcome.verdict
 
     asking = []
-    for name, machine in snapshot.machines.items():
+    for machine in view.roll.others:
+        name = machine.name
         seen = observed.get(name)
         if machine.state is State.IN_SERVICE and (seen is None or quiet(machine, seen.report)):
             continue
@@ -172,7 +174,8 @@ def _cycles(view: View) -> list[tuple[Cycle, Event]]:
     machines = view.snapshot.machines.values()
     for cycle in view.cycles:
         totals = finished(cycle, machines, view.snapshot.policy)
-        if totals is not None and cycle.state is not CycleState.PAUSED:
+        waits = any(awaited(cycle, aside) for aside in view.snapshot.asides.values())
+        if totals is not None and not waits and cycle.state is not CycleState.PAUSED:
             after = changed(view, cycle, CycleState.DONE, "", totals)
         elif cycle.id in view.spent:
             after = changed(view, cycle, CycleState.HALTED, view.spent[cycle.id])

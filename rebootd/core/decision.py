@@ -75,7 +75,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     is wanted or given up without a machine's step. ``cycles`` are changed cycle records with their events. ``prune``
     are keys (relative to the prefix) of records that nobody needs any more: nothing in the store grows for ever.
     ``power`` are power cycles to be committed, and only then to be sent.
-    ``gates`` is what each gate says, at its gravest among the machines that wait.
+    ``gates`` is what each gate says, at its gravest among the machines that wait. ``hand_over`` is the leader's own
+    host when it is its turn: another daemon is to lead first.
     """
 
     steps: tuple[MachineStep, ...] = ()
@@ -87,6 +88,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     gates: Mapping[str, Verdict] = {}
     prune: tuple[str, ...] = ()
     power: tuple[PowerStep, ...] = ()
+    hand_over: str = ""
 
 
 class RecordWrite(msgspec.Struct, frozen=True, kw_only=True):

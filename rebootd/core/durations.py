@@ -122,6 +122,11 @@ def keys_of(machine: Machine, policy: Policy) -> tuple[str, ...]:
     return tuple(out)
 
 
+def looked_at(policy: Policy) -> tuple[str, ...]:
+    """What :func:`keys_of` looks at, as :meth:`rebootd.core.selectors.Selector.keys` names it."""
+    return tuple(label if label in OWN_KEYS else f"label.{label}" for label in policy.expected.labels)
+
+
 def phases_left(state: State) -> tuple[str, ...]:
     """The phases that a machine in this state has before it, the present one first."""
     return _AFTER.get(state, ())

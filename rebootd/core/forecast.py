@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from rebootd.core.admit import waiting
 from rebootd.core.advance import ENDED, at_target, selected
 from rebootd.core.durations import ALL, Durations
+from rebootd.core.explain import explain
 from rebootd.core.forecast_course import Course
 from rebootd.core.gates import Word
 from rebootd.core.model import Blocker, Cycle, CycleState, Machine, Observation, State
@@ -23,6 +23,7 @@ from rebootd.core.policy_drains import Drains
 from rebootd.core.policy_waves import PHASES
 from rebootd.core.settle import settle
 from rebootd.core.states import WORKING
+from rebootd.core.unreadable import set_aside
 from rebootd.core.view import View
 from rebootd.core.wire import Report, Tri
 from rebootd.core.wishes import Wishes
@@ -156,6 +157,8 @@ def prepared(
         asking={},
         readings={},
         gate_since={},
+        # It goes last whoever leads; that leadership is handed over first takes no time worth a forecast.
+        successors=frozenset(),
     )
     return plain, gated, tuple(assumes)
 
@@ -274,14 +277,14 @@ def _never(course: Course, plain: Snapshot, cycle_id: str, gated: dict[str, tupl
     """Who is left when nothing moves any more, with everything that was in the way the last time windows were open."""
     machines = course.machines
     view = View(replace(course.view.snapshot, now=course.rested, policy=plain.policy))
-    wanting = Wishes(view).by_rack(())
+    wanting = Wishes(view).gathered(())
     left = {
         m.name: cycle.id
-        for wishes in wanting.values()
+        for wishes in wanting.wishes.values()
         for m, cycle, _ in wishes
         if cycle is not None and (not cycle_id or cycle.id == cycle_id)
     }
-    told = waiting(view, wanting) if left else {}
+    told = explain(view, wanting) if left else {}
     out = [Never(n, machines[n].rack, c, _both(told.get(n, ()), gated.get(n, ()))) for n, c in left.items()]
     cycles = [c for c in plain.cycles.values() if c.state not in ENDED and (not cycle_id or c.id == cycle_id)]
     for m in machines.values():
@@ -295,7 +298,7 @@ def _never(course: Course, plain: Snapshot, cycle_id: str, gated: dict[str, tupl
             a.name,
             a.rack,
             cycle_id,
-            (Blocker("aside", f"its record cannot be read: {a.error}", a.since, "an operator: rebootctl forget"),),
+            (set_aside(a, ()),),
         )
         for a in plain.asides.values()
         if cycles

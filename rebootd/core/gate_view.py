@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rebootd.core.gates import Instances, Servers, Verdict, Word, clears, judge
 from rebootd.core.model import Blocker, State
 from rebootd.core.quorums import Group
+from rebootd.core.roll import Roll
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rebootd.core.policy_gates import Gate
 
     Key = int | str
+    Apart = tuple[Key | None, ...]
 
 
 class _Judged:
@@ -36,6 +38,8 @@ class _Judged:
         self._passing: Mapping[str, int] = value.passing if isinstance(value, Instances) else {}
         self._members: Mapping[str, str] = value.members if isinstance(value, Servers) else {}
         self.nodes = value.nodes if isinstance(value, Instances) and gate.covers is None and value.total else None
+        self.named = (self.nodes or frozenset()) | self._passing.keys() | self._members.keys()
+        """Machines that it may treat each in its own way."""
 
     def covers(self, machine: Machine) -> bool:
         """Whether the machine must pass this gate."""
@@ -57,19 +61,18 @@ class _Judged:
         self._verdicts.clear()
         self._blockers.clear()
 
-    def _key(self, machine: Machine) -> Key:
-        name = machine.name
+    def _key(self, name: str) -> Key:
         if name in self._members:
             return name
         return self._passing.get(name, 0) if name not in self._away else 0
 
-    def named(self) -> frozenset[str]:
-        """Machines that it may treat each in its own way."""
-        return (self.nodes or frozenset()) | self._passing.keys() | self._members.keys()
+    def apart(self, name: str) -> Key | None:
+        """What tells a machine apart from others for this gate by its name; None: nothing."""
+        return self._key(name) if name in self.named else None
 
     def verdict(self, machine: Machine) -> Verdict:
         """What it says of a machine that it covers."""
-        key = self._key(machine)
+        key = self._key(machine.name)
         verdict = self._verdicts.get(key)
         if verdict is None:
             verdict = self._verdicts[key] = self._judge(machine.name)
@@ -77,12 +80,11 @@ class _Judged:
 
     def blocker(self, machine: Machine) -> Blocker | None:
         """The blocker that it is for a machine that it covers; None when it passes."""
-        key = self._key(machine)
+        key = self._key(machine.name)
         if key not in self._blockers:
             verdict = self.verdict(machine)
             self._blockers[key] = self._blocker(verdict) if verdict.word is not Word.PASS else None
-            if self.worst is None or _RANK[verdict.word] > _RANK[self.worst.word]:
-                self.worst = verdict
+            self.worst = verdict if self.worst is None else max(self.worst, verdict, key=_gravity)
         return self._blockers[key]
 
     def _judge(self, name: str) -> Verdict:
@@ -124,6 +126,11 @@ class _Judged:
         return self.worst or self._judge("")
 
 
+def _gravity(verdict: Verdict) -> tuple[int, str]:
+    """Of verdicts that are equally grave the same one is shown, in whichever order machines were asked about."""
+    return _RANK[verdict.word], verdict.what
+
+
 _RANK = {Word.PASS: 0, Word.UNKNOWN: 1, Word.BLOCK: 2}
 _SAYS = {Word.PASS: "passes", Word.UNKNOWN: "is unknown, which is not safe", Word.BLOCK: "blocks"}
 
@@ -134,10 +141,12 @@ class Safeguards:
     ``any`` tells whether anybody at all is blocked; when not, nothing else need be asked.
     """
 
-    def __init__(self, snapshot: Snapshot, away: Mapping[str, float]) -> None:
+    def __init__(self, snapshot: Snapshot, away: Mapping[str, float], roll: Roll | None = None) -> None:
         self._snapshot = snapshot
         self.gates = [_Judged(g, snapshot, away) for g in snapshot.policy.gates]
-        self.groups = [Group(q, snapshot, away) for q in snapshot.policy.quorums]
+        quorums = snapshot.policy.quorums
+        matching = (roll or Roll(snapshot)).matching if quorums else None
+        self.groups = [Group(q, matching(q.selector), snapshot, away) for q in quorums] if matching else []
         oldest = min((g.reading.at for g in self.gates if g.reading is not None), default=None)
         if oldest is not None:
             recent = [m for m in snapshot.machines.values() if m.since >= oldest]
@@ -151,7 +160,7 @@ class Safeguards:
         self._shut = [g for g in self.gates if not g.open_to_all]
         self._groups = [g for g in self.groups if g.shut]
         self._matchers = [g.gate.covers.matches for g in self._shut if g.gate.covers is not None]
-        self._named = frozenset().union(*(g.named() for g in self._shut))
+        self._by_name = [g for g in self._shut if g.named]
         self._members = [g.members for g in self._groups]
         self.any = bool(self._shut or self._groups)
 
@@ -159,10 +168,15 @@ class Safeguards:
         """What tells machines in service apart here: equal marks, equal blockers. Cheap, for the long lists."""
         name = machine.name
         return (
-            name if name in self._named else "",
             *[matches(machine) for matches in self._matchers],
             *[name in members for members in self._members],
+            *[gate.apart(name) for gate in self._by_name],
         )
+
+    def apart(self) -> dict[str, Apart]:
+        """What tells machines in service apart by name alone; who is missing is like all others that are."""
+        named: frozenset[str] = frozenset().union(*(gate.named for gate in self._by_name))
+        return {name: tuple([gate.apart(name) for gate in self._by_name]) for name in named}
 
     def blockers(self, machine: Machine, skip: frozenset[str] = frozenset()) -> tuple[Blocker, ...]:
         """Every gate and quorum group that keeps the machine in. ``skip`` names gates that are not asked."""

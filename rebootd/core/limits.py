@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rebootd.core.model import State
+from rebootd.core.roll import Roll
 from rebootd.core.states import WORKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from rebootd.core.amounts import Amount
     from rebootd.core.model import Machine, Observation, Snapshot
+    from rebootd.core.roll import Mark
 
 NAMED = 5
 """How many machines a sentence names before it says "and N more"."""
@@ -37,6 +39,23 @@ def available(snapshot: Snapshot, machine: Machine) -> bool:
     )
 
 
+def unseen(snapshot: Snapshot) -> dict[str, str]:
+    """Machines that Consul's catalog has, with their racks, and that a leader which has yet to settle has not heard of."""
+    if not snapshot.expected or snapshot.now - snapshot.leading_since >= snapshot.policy.settle:
+        return {}
+    return {
+        name: rack
+        for name, rack in snapshot.expected.items()
+        if name not in snapshot.machines and name not in snapshot.asides and name not in snapshot.observed
+    }
+
+
+def strangers(snapshot: Snapshot) -> list[tuple[str, str, float]]:
+    """Name, rack and since of unavailable machines of which no record tells: unreadable and :func:`unseen` ones."""
+    unreadable = [(aside.name, aside.rack, aside.since) for aside in snapshot.asides.values()]
+    return unreadable + [(name, rack, snapshot.leading_since) for name, rack in unseen(snapshot).items()]
+
+
 def _lost_since(snapshot: Snapshot, machine: Machine, seen: Observation | None) -> float:
     """Since when an unavailable machine is so, as far as this leader knows."""
     if machine.state is not State.IN_SERVICE:
@@ -50,7 +69,7 @@ def _lost_since(snapshot: Snapshot, machine: Machine, seen: Observation | None) 
 class Tally:
     """How many of a group there are and which of them are unavailable."""
 
-    __slots__ = ("away", "maximum", "name", "oldest", "total", "why")
+    __slots__ = ("_began", "_since", "away", "maximum", "name", "total", "why")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -58,17 +77,23 @@ class Tally:
         self.away: list[str] = []
         self.why: Mapping[str, str] = {}
         self.maximum = 0
-        self.oldest = 0.0
+        self._since: list[float] = []
+        self._began = 0.0
 
     def lost(self, name: str, since: float) -> None:
         """Counts one unavailable machine."""
         self.away.append(name)
-        if not self.oldest or since < self.oldest:
-            self.oldest = since
+        self._since.append(since)
 
-    def close(self, amount: Amount) -> None:
-        """Fixes the maximum once all members are counted."""
+    def close(self, amount: Amount, began: float) -> None:
+        """Fixes the maximum once all members are counted; ``began`` is when this leader did."""
         self.maximum = amount.of(self.total)
+        self._began = began
+
+    def since(self, beyond: int = 0) -> float:
+        """Since when as many are unavailable as may be, and ``beyond`` more; the leader's beginning if that is 0."""
+        number = self.maximum + beyond
+        return sorted(self._since)[number - 1] if 0 < number <= len(self._since) else self._began
 
     @property
     def full(self) -> bool:
@@ -93,76 +118,76 @@ class Tally:
 class Capacity:
     """All tallies of one snapshot: one per rack, one per limit, and the open racks.
 
-    ``open`` maps each open rack to a sentence that says why it is open. ``add`` is used while a
-    decision is made, so that what was just admitted counts for the next. ``lost`` maps every unavailable machine to
-    since when.
+    ``open`` maps each open rack to a sentence that says why it is open. ``add`` is used while a decision is made, so
+    that what was just admitted counts for the next. ``unseen`` are machines without a record, by rack (see
+    :func:`unseen`). ``lost`` maps every unavailable machine to since when.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, roll: Roll | None = None) -> None:
         self._snapshot = snapshot
         self.racks: dict[str, Tally] = {}
         self.members: dict[str, list[Machine]] = {}
         self.limits = [(x.selector, Tally(f"limit {x.name}")) for x in snapshot.policy.limits]
         self.open: dict[str, str] = {}
+        self.unseen: dict[str, list[str]] = {}
         self.lost: dict[str, float] = {}
         self._matchers = [(1 << i, s.matches) for i, (s, _) in enumerate(self.limits)]
         self._groups: dict[int, list[Tally]] = {0: []}
         self._masks: dict[int, int] = {}
         """By the record's identity: the snapshot keeps every record alive, and a changed one is another."""
-        self._count_machines()
-        self._count_asides()
+        self._count_machines(roll or Roll(snapshot))
+        self._count_strangers()
         self._count_locks()
         for amount, tally in (
             *((snapshot.policy.rack_unavailable, tally) for tally in self.racks.values()),
             *((x.max, tally) for x, (_, tally) in zip(snapshot.policy.limits, self.limits, strict=True)),
         ):
             tally.why = snapshot.failing
-            tally.close(amount)
+            tally.close(amount, snapshot.leading_since)
 
-    def _count_machines(self) -> None:
+    def _count_machines(self, roll: Roll) -> None:
         snapshot = self._snapshot
-        now, patience = snapshot.now, snapshot.policy.unreachable_after
-        observed, conflicts, failing = snapshot.observed, snapshot.conflicts, snapshot.failing
-        racks, members, masks = self.racks, self.members, self._masks
-        limited, judge = bool(self.limits), self._judge
-        alike: dict[int, int] = {}
-        for name, m in snapshot.machines.items():
-            tally = racks.get(m.rack)
-            if tally is None:
-                tally = racks[m.rack] = Tally(f"rack {m.rack}")
-                members[m.rack] = []
-            tally.total += 1
-            members[m.rack].append(m)
-            mask = 0
-            if limited:
-                masks[id(m)] = mask = judge(m)
-                alike[mask] = alike.get(mask, 0) + 1
-            seen = observed.get(name)
-            if (
-                m.state is not State.IN_SERVICE
-                or seen is None
-                or now - seen.at > patience
-                or name in conflicts
-                or name in failing
-            ):
-                since = self.lost[name] = _lost_since(snapshot, m, seen)
-                for group in (tally, *self._group(mask)):
-                    group.lost(name, since)
+        for rack, here in roll.racks.items():
+            tally = self.racks[rack] = Tally(f"rack {rack}")
+            tally.total = len(here.members)
+            self.members[rack] = here.members
+        if self.limits:
+            self._count_limits(roll)
+        # Nobody in a crowd is unavailable.
+        for m in roll.others:
+            if not available(snapshot, m):
+                since = self.lost[m.name] = _lost_since(snapshot, m, snapshot.observed.get(m.name))
+                for group in (self.racks[m.rack], *self.limits_of(m)):
+                    group.lost(m.name, since)
                 if m.state in WORKING and m.rack:
-                    self.open.setdefault(m.rack, f"{name} is {m.state.value}")
-        for mask, count in alike.items():
-            for group in self._group(mask):
-                group.total += count
+                    self.open.setdefault(m.rack, f"{m.name} is {m.state.value}")
 
-    def _count_asides(self) -> None:
-        """An unreadable record: nobody knows its labels, so it counts in its rack and in every limit."""
-        for aside in self._snapshot.asides.values():
-            tally = self.racks.setdefault(aside.rack, Tally(f"rack {aside.rack}"))
-            self.members.setdefault(aside.rack, [])
+    def _count_limits(self, roll: Roll) -> None:
+        alike: dict[Mark, int] = {}
+        for crowd in roll.crowds():
+            mask = alike.get(crowd.mark)
+            if mask is None:
+                mask = alike[crowd.mark] = self._judge(crowd.first)
+            self._count_in(crowd.machines, mask)
+        for m in roll.others:
+            self._count_in([m], self._judge(m))
+
+    def _count_in(self, machines: list[Machine], mask: int) -> None:
+        self._masks.update(dict.fromkeys(map(id, machines), mask))
+        for group in self._group(mask):
+            group.total += len(machines)
+
+    def _count_strangers(self) -> None:
+        """Nobody knows their labels, so they count in their racks and in every limit."""
+        for name, rack, since in strangers(self._snapshot):
+            tally = self.racks.setdefault(rack, Tally(f"rack {rack}"))
+            self.members.setdefault(rack, [])
             for group in (tally, *(t for _, t in self.limits)):
                 group.total += 1
-                group.lost(aside.name, aside.since)
-            self.lost[aside.name] = aside.since
+                group.lost(name, since)
+            self.lost[name] = since
+        for name, rack in unseen(self._snapshot).items():
+            self.unseen.setdefault(rack, []).append(name)
 
     def _count_locks(self) -> None:
         for rack, lock in self._snapshot.racks.items():

@@ -270,32 +270,34 @@ class Observation(msgspec.Struct, frozen=True):
 
 
 class Aside(msgspec.Struct, frozen=True):
-    """A record that cannot be read; its machine is out of every plan and counts as unavailable."""
+    """A record that cannot be read; its machine (as ``last`` known) is out of every plan and counts as unavailable."""
 
     name: str
     rack: str
     error: str
     since: float
+    last: Machine | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one decision depends on. Never changed after it was made.
 
-    ``conflicts`` maps names under which two machine-ids report to a sentence that tells which.
-    ``halt`` None means no halt. ``leading_since`` is when this leader began (for the settle time);
-    ``clock_skew`` is the leader's clock minus the median of its agents' clocks, in seconds.
-    ``asking`` are agents' permit requests that wait for a verdict. ``leader_node`` is the machine that the
-    leader itself runs on (rebooted last in its rack). ``faults`` are sentences about the store: while there is
-    one, nothing goes out. ``conflict_since`` and ``fault_since`` (by sentence) are since when this leader knows of them.
-    ``alarms`` are sentences that a person should read and that block nothing.
-    ``durations`` are what machines have shown to need (None: nothing yet).
-    ``power`` are the power cycles of late, ``controllers`` the addresses (and systems behind them) at which this
-    leader can power-cycle machines, ``refusals`` the last refusal of a permit for each machine.
-    ``readings`` are what gates were last seen to say, ``gate_since`` since when they say so (none: nobody waits,
-    so they are not read), ``gate_changed`` when the last transition of a machine that a gate covers landed: later than
-    the record's own ``since``, which is when it was decided. ``failing`` maps machines to why Consul says that they have failed (since
-    ``failing_since``), ``gone`` those that its catalog no longer has to since when. ``nomad`` is what this leader knows
-    of Nomad (None: it was given none), ``fleet`` the prefix that tells this fleet's drains there from others'.
+    ``conflicts`` maps names under which two machine-ids report to a sentence that tells which. ``halt`` None means no
+    halt. ``leading_since`` is when this leader began (for the settle time); ``clock_skew`` is the leader's clock
+    minus the median of its agents' clocks, in seconds. ``asking`` are agents' permit requests that wait for a
+    verdict. ``leader_node`` is the machine that the leader itself runs on (rebooted last in its rack). ``faults`` are
+    sentences about the store: while there is one, nothing goes out. ``conflict_since`` and ``fault_since`` (by
+    sentence) are since when they are known. ``alarms`` are sentences that a person should read and that block
+    nothing. ``durations`` are what machines have shown to need (None: nothing yet). ``power`` are the power cycles of
+    late, ``controllers`` the addresses (and systems behind them) at which this leader can power-cycle machines,
+    ``refusals`` the last refusal of a permit for each machine. ``readings`` are what gates were last seen to say,
+    ``gate_since`` since when they say so (none: nobody waits, so they are not read), ``gate_changed`` when the last
+    transition of a machine that a gate covers landed: later than the record's own ``since``, which is when it was
+    decided. ``failing`` maps machines to why Consul says that they have failed (since ``failing_since``), ``gone``
+    those that its catalog no longer has to since when. ``nomad`` is what this leader knows of Nomad (None: it was
+    given none), ``fleet`` the prefix that tells this fleet's drains there from others'. ``successors`` are machines
+    with another daemon that could lead (None: nobody has looked yet). ``expected`` maps machines that its catalog
+    has, and no record is of, to their racks.
     """
 
     now: float
@@ -329,8 +331,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     failing: Mapping[str, str] = {}
     failing_since: Mapping[str, float] = {}
     gone: Mapping[str, float] = {}
+    expected: Mapping[str, str] = {}
     nomad: NomadSight | None = None
     fleet: str = "rebootd/"
+    successors: frozenset[str] | None = frozenset()
 
 
 class Blocker(msgspec.Struct, frozen=True):

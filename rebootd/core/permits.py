@@ -94,7 +94,9 @@ def permit_blockers(view: View, machine: Machine) -> tuple[Blocker, ...]:
     capacity = view.capacity
     for tally in (capacity.racks[machine.rack], *capacity.limits_of(machine)):
         if tally.over:
-            out.append(Blocker(kind="limit", what=tally.sentence(), since=tally.oldest, clears="machines coming back"))
+            out.append(
+                Blocker(kind="limit", what=tally.sentence(), since=tally.since(1), clears="machines coming back")
+            )
     if len(capacity.open) > view.snapshot.policy.open_racks:
         out.append(open_racks(view))
     out += view.safeguards.blockers(machine, view.skips(machine.cycle))

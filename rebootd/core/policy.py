@@ -39,6 +39,8 @@ from rebootd.core.policy_gates import (
     parse_quorums,
 )
 from rebootd.core.policy_reboot import RebootRule, parse_reboot, render_reboot
+from rebootd.core.policy_silences import FIELDS as SILENCE_FIELDS
+from rebootd.core.policy_silences import Silences, parse_silences, render_silences
 from rebootd.core.policy_waves import (
     EXPECTED_FIELDS,
     STANDING_FIELDS,
@@ -89,6 +91,7 @@ SECTIONS = (
     "forget_after",
     "drains",
     "reboot",
+    "silences",
 )
 DEADLINE_FIELDS = ("draining", "drained", "rebooting", "verifying", "enabling")
 
@@ -142,6 +145,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     forget_after: float = FORGET_AFTER
     drains: Drains = Drains()
     reboot: tuple[RebootRule, ...] = ()
+    silences: Silences = Silences()
 
 
 DEFAULT_POLICY = Policy()
@@ -195,6 +199,7 @@ def parse_policy(text: str) -> Policy:
         forget_after=top.take("forget_after", parse_forget_after, default.forget_after),
         drains=parse_drains(top.section("drains", ("nomad",)), deadlines.draining),
         reboot=parse_reboot(top.section("reboot", ("methods",)).items("methods")),
+        silences=parse_silences(top.section("silences", SILENCE_FIELDS)),
     )
 
 
@@ -296,6 +301,7 @@ def _layout(policy: Policy) -> dict[str, Any]:
         "forget_after": format_duration(policy.forget_after),
         "drains": render_drains(policy.drains),
         "reboot": {"methods": render_reboot(policy.reboot)},
+        "silences": render_silences(policy.silences),
     }
 
 

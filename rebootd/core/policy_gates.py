@@ -223,12 +223,12 @@ def _consul_quorum(_fields: Fields) -> ConsulQuorum:
 
 
 def _nomad_quorum(fields: Fields) -> NomadQuorum:
-    return NomadQuorum(address=fields.need("address", _address))
+    return NomadQuorum(address=fields.need("address", parse_address))
 
 
 def _prometheus(fields: Fields) -> PrometheusQuery:
     return PrometheusQuery(
-        address=fields.need("address", _address),
+        address=fields.need("address", parse_address),
         query=fields.need("query", partial(parse_text, required=True, maximum=4000)),
         holds_when=fields.need("holds_when", parse_comparison),
         every=fields.take("series", partial(parse_choice, choices=("all", "any")), "all") == "all",
@@ -237,7 +237,7 @@ def _prometheus(fields: Fields) -> PrometheusQuery:
 
 def _alertmanager(fields: Fields) -> NoAlerts:
     return NoAlerts(
-        address=fields.need("address", _address),
+        address=fields.need("address", parse_address),
         matchers=fields.need("matchers", parse_matchers),
     )
 
@@ -277,7 +277,8 @@ def _check_pattern(pattern: str, value: object, field: str) -> None:
         raise bad_input(field, value, f"a regular expression in place of {pattern[:80]!r} ({error})") from None
 
 
-def _address(value: object, field: str) -> str:
+def parse_address(value: object, field: str) -> str:
+    """The URL of a service, without a slash at its end. Raises InvalidInput."""
     text = parse_text(value, field, required=True)
     url = urlsplit("")
     port: int | None = 0

@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from rebootd.core.inputs import bad_input
+from rebootd.core.limits import strangers
 from rebootd.core.model import Blocker, State
 
 if TYPE_CHECKING:
@@ -24,17 +25,16 @@ NAMED = 5
 
 
 class Group:
-    """One declared group in one snapshot. ``shut`` tells whether it may block anybody."""
+    """One declared group in one snapshot. ``members`` are who it matches; ``shut``: it may block somebody."""
 
-    def __init__(self, quorum: Quorum, snapshot: Snapshot, away: Mapping[str, float]) -> None:
+    def __init__(self, quorum: Quorum, members: frozenset[str], snapshot: Snapshot, away: Mapping[str, float]) -> None:
         self.quorum = quorum
         self._now = snapshot.now
         self._began = snapshot.leading_since
-        matches = quorum.selector.matches
-        self.members = frozenset(m.name for m in snapshot.machines.values() if matches(m))
-        # An unreadable record may be a member's: nobody knows its labels.
-        unreadable = {a.name: a.since for a in snapshot.asides.values()} if self.members else {}
-        self._away = {name: since for name, since in away.items() if name in self.members} | unreadable
+        self.members = members
+        # Who has no record, or one that cannot be read, may be a member: nobody knows its labels.
+        unknown = {name: since for name, _, since in strangers(snapshot)} if self.members else {}
+        self._away = {name: since for name, since in away.items() if name in self.members} | unknown
         self._small = len(self.members) < SMALLEST and not quorum.allow_outage
         self._blockers: dict[str, Blocker | None] = {}
 

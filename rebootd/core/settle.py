@@ -216,7 +216,7 @@ def _unwanted(walk: Walk) -> Blocker | None:
             return None
         for tally in (view.capacity.racks[m.rack], *view.capacity.limits_of(m)):
             if tally.over:
-                return Blocker(kind="limit", what=tally.sentence(), since=tally.oldest, clears="machines coming back")
+                return Blocker(kind="limit", what=tally.sentence(), since=tally.since(1), clears="machines coming back")
         return turned(view, m)
     return None
 

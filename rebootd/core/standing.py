@@ -47,7 +47,7 @@ def resting(view: View) -> dict[str, tuple[Blocker, ...]]:
         return {}
     rule = view.snapshot.policy.standing
     matches, latest = rule.selector.matches, view.now - rule.every
-    out = {}
+    out: dict[str, tuple[Blocker, ...]] = {}
     for name, m in view.snapshot.machines.items():
         if m.reboot_required is Tri.YES and m.state is State.IN_SERVICE and m.ended > latest and matches(m):
             what = f"a cycle rebooted it at {utc(m.ended)}, and the standing cycle takes no machine twice in "

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from rebootd.core.advance import ENDED
 from rebootd.core.breakers import Breakers
+from rebootd.core.durations import looked_at
 from rebootd.core.emergency import quorum_gates
 from rebootd.core.failures import power_loss
 from rebootd.core.gate_view import Safeguards
 from rebootd.core.limits import Capacity
 from rebootd.core.model import Blocker, CycleState
 from rebootd.core.pace import Pace
+from rebootd.core.roll import Roll
 from rebootd.core.times import utc
 from rebootd.core.windows import closed_since, judge_windows
 
@@ -28,18 +30,22 @@ class View:
         self.snapshot = snapshot
         self.now = snapshot.now
         self.epoch = snapshot.epoch
-        self.capacity = Capacity(snapshot)
-        self.safeguards = Safeguards(snapshot, self.capacity.lost)
         self.cycles = sorted(
             (c for c in snapshot.cycles.values() if c.state not in ENDED), key=lambda c: (c.standing, c.created, c.id)
         )
+        self.breakers = Breakers(snapshot)
+        # How long reboots take matters where windows end.
+        timed = looked_at(snapshot.policy) if snapshot.policy.windows or snapshot.windows else ()
+        self.roll = Roll(snapshot, self.cycles, (*timed, *self.breakers.keys()))
+        """As the fleet was at first: the forecast, whose machines go on, has no use for it."""
+        self.capacity = Capacity(snapshot, self.roll)
+        self.safeguards = Safeguards(snapshot, self.capacity.lost, self.roll)
         self.spent = self._spent()
         self.holds = bool(snapshot.machine_holds or snapshot.rack_holds)
         self.windows = judge_windows(snapshot.policy, snapshot.windows, self.now)
         self.pace = Pace(self, self.windows)
         self.stops = self._stops()
         self.closed = self._closed()
-        self.breakers = Breakers(snapshot)
         self.ordered = False
         """Whether lists of wishes come in their order already, as the forecast's do."""
         self.power: list[PowerStep] = []
@@ -139,7 +145,9 @@ class View:
         """Why the cycle that a machine is out for no longer wants it rebooted, if so."""
         cycle = self.snapshot.cycles.get(cycle_id)
         if cycle is None:
-            return Blocker(kind="cycle", what=f"cycle {cycle_id} is gone", since=self.snapshot.leading_since, clears="nobody")
+            return Blocker(
+                kind="cycle", what=f"cycle {cycle_id} is gone", since=self.snapshot.leading_since, clears="nobody"
+            )
         return cycle_blocker(cycle, self.spent.get(cycle.id, ""))
 
     def runs(self, cycle: Cycle) -> bool:
@@ -174,7 +182,7 @@ def cycle_blocker(cycle: Cycle, spent: str = "") -> Blocker | None:
     return Blocker(
         kind="cycle",
         what=f"cycle {cycle.id} is {'halting' if spent else cycle.state.value}{f': {why}' if why else ''}",
-        since=cycle.changed,
+        since=cycle.changed or cycle.created,
         clears=f"an operator: rebootctl cycle resume {cycle.id}"
         if cycle.state not in ENDED
         else "nobody: the cycle has ended",

@@ -5,6 +5,7 @@ All of it follows from the policy, the machines' records and the clock: a new le
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -58,13 +59,11 @@ class WavePlan:
         total = len(rest)
         for number, wave in enumerate(waves):
             chosen, rest = _split(wave, rest, total)
-            left = self._left[number]
+            names = [m.name for m in chosen]
+            self.index.update(dict.fromkeys(names, number))
+            self._left[number].update(names)
             for machine in chosen:
-                self.index[machine.name] = number
-                if machine.state is State.IN_SERVICE and not machine.outcomes and not machine.flag:
-                    # What nearly all of a long list are like.
-                    left.add(machine.name)
-                else:
+                if machine.outcomes or machine.flag or machine.state is not State.IN_SERVICE:
                     self.update(machine)
         self.stale = False
 
@@ -76,7 +75,8 @@ class WavePlan:
         over = self.cycle.id in machine.outcomes and not (machine.cycle == self.cycle.id and machine.state in WORKING)
         if over:
             self._ended[number] = max(self._ended[number], machine.ended)
-        if over or machine.state in _AWAY or needs_person(machine, self._policy):
+        left_to_people = machine.state not in WORKING and needs_person(machine, self._policy)
+        if over or machine.state in _AWAY or left_to_people:
             self._left[number].discard(machine.name)
             self.stale = self.stale or not self._left[number]
         else:
@@ -89,9 +89,9 @@ class WavePlan:
         for number, wave in enumerate(self.waves):
             self.current = number
             if self._left[number] or number == last:
-                names = sorted(self._left[number])
-                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                why = f"has {len(names)} machines to go: {', '.join(names[:NAMED])}{more}"
+                count, names = len(self._left[number]), nsmallest(NAMED, self._left[number])
+                more = f" and {count - NAMED} more" if count > NAMED else ""
+                why = f"has {count} machines to go: {', '.join(names)}{more}"
                 break
             if self._ended[number]:
                 begins = max(begins, self._ended[number] + wave.soak)
@@ -144,7 +144,8 @@ def wave_plan(
     for rack in sorted((r for r in members if r), key=ranks.__getitem__):
         for machine in sorted(members[rack], key=_name):
             wanted = matches(machine) and (reached is None or not reached(machine))
-            if wanted or cycle.id in machine.outcomes:
+            # Who is out for the cycle stays in its wave, although it may show the target before it is proved.
+            if wanted or cycle.id in machine.outcomes or machine.cycle == cycle.id:
                 (behind if machine.name in last else chosen).append(machine)
     return WavePlan(cycle, policy, [*chosen, *behind])
 

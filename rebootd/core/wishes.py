@@ -12,10 +12,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from rebootd.core.model import Cycle, Hold, Machine
+    from rebootd.core.roll import Crowd, Mark
     from rebootd.core.view import View
 
 Wish = tuple["Machine", "Cycle | None", "Hold | None"]
 """A machine in service, and the cycle or the hold that wants it out."""
+
+
+class Wanting:
+    """Who wants to go out, by rack.
+
+    ``wishes`` are all of them. The same again: ``crowds`` of machines that the same cycle or hold wants, and the
+    ``single`` machines that are in no crowd (see :mod:`rebootd.core.roll`).
+    """
+
+    def __init__(self) -> None:
+        self.wishes: dict[str, list[Wish]] = {}
+        self.crowds: dict[str, list[tuple[Crowd, Cycle | None, Hold | None]]] = {}
+        self.single: dict[str, list[Wish]] = {}
 
 
 class Wishes:
@@ -24,6 +38,30 @@ class Wishes:
     def __init__(self, view: View) -> None:
         self._view = view
         self._compiled = [_compiled(view, cycle) for cycle in view.cycles]
+
+    def gathered(self, settled: Collection[str]) -> Wanting:
+        """Every wish, except of machines that are ``settled`` by a step of this decision: nobody in a crowd is."""
+        out, rack_holds = Wanting(), self._view.snapshot.rack_holds
+        # Waves part a crowd: who is late for the first cycle may be wanted by the next one.
+        parted = len(self._compiled) > 1 and any(plan.late for plan in self._view.pace.plans.values())
+        alike: dict[tuple[Mark, str], list[Wish]] = {}
+        for rack, here in self._view.roll.racks.items():
+            hold = rack_holds.get(rack)
+            single, crowds = self.among(here.others, settled, hold), []
+            for mark, crowd in here.crowds.items():
+                if parted:
+                    single += self.among(crowd.machines, settled, hold)
+                    continue
+                key = (mark, rack if hold is not None else "")
+                wish = alike.get(key)
+                if wish is None:
+                    wish = alike[key] = self.among((crowd.first,), settled, hold)
+                crowds += [(crowd, cycle, held) for _, cycle, held in wish]
+            out.single[rack], out.crowds[rack] = single, crowds
+            wishes = single + [(m, cycle, held) for crowd, cycle, held in crowds for m in crowd.machines]
+            if wishes:
+                out.wishes[rack] = wishes
+        return out
 
     def by_rack(self, settled: Collection[str]) -> dict[str, list[Wish]]:
         """Every wish, by rack, except of machines that are ``settled`` by a step of this decision."""

@@ -13,6 +13,7 @@ import msgspec
 
 from rebootd.consul.client import Consul
 from rebootd.consul.transport import failure, milliseconds, seconds, within
+from rebootd.core.codec import read_json
 from rebootd.core.errors import (
     Denied,
     NotFound,
@@ -152,7 +153,7 @@ class ConsulStore:
         if error is not None:
             raise error
         try:
-            return str(msgspec.json.decode(response.body, type=dict[str, Any])["ID"])
+            return str(read_json(response.body, dict[str, Any])["ID"])
         except (msgspec.DecodeError, KeyError) as unreadable:
             raise Unreachable(f"PUT {path}: {response.status} {response.text[:200]}") from unreadable
 

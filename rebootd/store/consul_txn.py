@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rebootd.core.codec import read_json
 from rebootd.core.errors import Conflict, Denied, Failed, OutcomeUnknown, StoreError, TooLarge
 from rebootd.store.port import (
     MAX_BODY,
@@ -119,7 +120,7 @@ def judge(ops: Sequence[Op], status: int, body: bytes) -> dict[str, int]:
     Raises ``Conflict``, ``Denied``, or ``OutcomeUnknown`` when the answer cannot be read.
     """
     try:
-        answer = msgspec.json.decode(body, type=_Answer)
+        answer = read_json(body, _Answer)
     except msgspec.DecodeError as error:
         raise OutcomeUnknown(f"{status} with an answer that cannot be read: {error}") from error
     if answer.errors or status != 200:

@@ -67,44 +67,49 @@ class Follower(Generic[T]):
         return True
 
 
-class ClientTls:
-    """A client's context. ``context()`` looks at the files now and then by itself; nothing has to run beside it."""
+class Renewed:
+    """A client's context, made by ``load`` of ``files``. ``context()`` looks at them now and then by itself, so that
+    nothing has to run beside it. The first load's InvalidInput is the caller's.
+    """
 
-    def __init__(self, files: TlsFiles, field: Field, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._field = field
+    def __init__(
+        self, files: TlsFiles, load: Callable[[], ssl.SSLContext], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
-        self._first = True
-        self.expires = 0.0
-        self.unfit = ""
-        self._follower: Follower[ssl.SSLContext] = Follower(files, lambda: self._load(files))
-        self._first = False
+        self._follower: Follower[ssl.SSLContext] = Follower(files, load)
         self._looked = clock()
 
     def context(self) -> ssl.SSLContext:
         """The context for a new connection."""
         if self._clock() - self._looked >= LOOK_EVERY:
             self._looked = self._clock()
-            if self._follower.look():
-                self.unfit = ""
+            self._follower.look()
         return self._follower.value
 
     @property
     def problem(self) -> str:
-        """What is wrong with the files, ``""`` for nothing."""
-        return self._follower.problem or self.unfit
+        """Why newer files are not used, ``""`` when the present ones are the newest."""
+        return self._follower.problem
+
+
+class ClientTls(Renewed):
+    """The context of a client of daemons."""
+
+    def __init__(self, files: TlsFiles, field: Field, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._field = field
+        self._first = True
+        super().__init__(files, lambda: self._load(files), clock=clock)
+        self._first = False
 
     def _load(self, files: TlsFiles) -> ssl.SSLContext:
         context = client_context(files, self._field)
         try:
-            cert = prove_client(files, self._field)
+            prove_client(files, self._field)
         except InvalidInput as error:
             if not self._first:
                 raise
-            # A host may boot with a false clock: it goes on trying, and says what daemons will say.
-            self.unfit = str(error)
-            log.error("tls-certificate-unfit", problem=self.unfit)
-        else:
-            self.expires = _expires(cert)
+            # A host may boot with a false clock: it goes on trying, and daemons say what is wrong.
+            log.error("tls-certificate-unfit", problem=str(error))
         return context
 
 

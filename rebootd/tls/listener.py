@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 HANDSHAKE_TIME = 10.0
 """Seconds for a handshake; a client that dawdles holds a connection for no longer."""
 
+NO_TLS = frozenset({"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER"})
+"""What OpenSSL says when the other side does not speak TLS: it would not understand an alert."""
+
 
 def observe(context: ssl.SSLContext, refused: Callable[[str], None]) -> None:
     """Calls ``refused`` with what was wrong with each handshake that fails."""
@@ -30,6 +33,8 @@ def observe(context: ssl.SSLContext, refused: Callable[[str], None]) -> None:
             except ssl.SSLError as error:
                 self._failure = error
                 refused(_told(error))
+                if error.reason in NO_TLS:
+                    raise
                 # On a failure asyncio closes without sending what OpenSSL has to say, and the other side would never
                 # know why. When more is wanted, it sends first; the failure is raised at the next call.
                 raise ssl.SSLWantReadError from error

@@ -1,5 +1,5 @@
 # Consul ACL policy of the rebootd agent on one machine: one policy and one token per machine, so that a token stolen from
-# one host marks and unmarks that host alone. docs/security.md tells how to put it in.
+# one host marks and unmarks that host alone. docs/acl.md tells how to put it in.
 #
 # A template: {node} is the machine's Consul node name, {service} the service of the daemons (rebootd).
 

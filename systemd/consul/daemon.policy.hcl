@@ -1,4 +1,4 @@
-# Consul ACL policy of rebootd's daemons: all that they need, and nothing else. docs/security.md tells how to put it in.
+# Consul ACL policy of rebootd's daemons: all that they need, and nothing else. docs/acl.md tells how to put it in.
 #
 # A template: {prefix} is where the fleet is in the key-value store (rebootd/), {service} the service that agents look
 # for (rebootd). Each rule has the reason why it is here; a test takes each away in turn and sees what breaks.

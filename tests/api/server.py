@@ -16,6 +16,8 @@ from tests.api.fake_desk import FakeDesk, FakeOffice, fleet
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from rebootd.api.guard import Guard
+
 
 class Api:
     """A real server on a free port, the desk behind it, and a client that does not follow redirects."""
@@ -56,11 +58,12 @@ class Api:
 
 @asynccontextmanager
 async def running(
-    office: FakeOffice | None = None, token: str = "", limits: Limits = DEFAULT_LIMITS
+    office: FakeOffice | None = None, token: str = "", limits: Limits = DEFAULT_LIMITS, guard: Guard | None = None
 ) -> AsyncIterator[Api]:
     """A server of its own, with 3 racks of 4 machines unless an office is given."""
     office = office or FakeOffice(FakeDesk(fleet()))
-    serving = await serve(make_app(office, token=token, metrics=lambda: b"rebootd_up 1\n"), "127.0.0.1", 0, limits)
+    app = make_app(office, token=token, metrics=lambda: b"rebootd_up 1\n", guard=guard)
+    serving = await serve(app, "127.0.0.1", 0, limits)
     try:
         async with aiohttp.ClientSession() as client:
             yield Api(serving, office, client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -192,6 +193,39 @@ async def test_certificates(
                 await store.nodes()
     finally:
         await store.close()
+
+
+async def test_new_certificates_are_used_without_a_restart(
+    secured: tuple[Agent, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "LOOK_EVERY", 0.0)
+    agent, folder = secured
+    files = {"cert_file": "dc1-client-consul-0.pem", "key_file": "dc1-client-consul-0-key.pem"}
+    for name in files.values():
+        shutil.copy(folder / name, tmp_path / name)
+    http = Http(
+        ConsulSettings(
+            address=f"https://127.0.0.1:{agent.ports['https']}",
+            ca_file=str(folder / "consul-agent-ca.pem"),
+            **{setting: str(tmp_path / name) for setting, name in files.items()},  # type: ignore[arg-type]
+        )
+    )
+    contexts = []
+    try:
+        for content in (None, b"broken", (folder / files["cert_file"]).read_bytes()):
+            if content is not None:
+                (tmp_path / files["cert_file"]).write_bytes(content)
+            # A file that has just changed is given one look to be complete.
+            for _ in range(2):
+                assert (await http.request("GET", "/v1/status/leader")).status == 200
+            assert http._tls is not None
+            contexts.append(http._tls.context())
+            assert ("PEM" in http._tls.problem) is (content == b"broken")
+    finally:
+        await http.close()
+    # Broken files leave the old context in use, whole ones make a new one.
+    assert contexts[0] is contexts[1]
+    assert contexts[1] is not contexts[2]
 
 
 def test_a_certificate_that_cannot_be_read_is_bad_input(tmp_path: Path) -> None:

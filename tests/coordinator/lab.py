@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from rebootd.consul.leadership import Leadership
 from rebootd.coordinator.leader import Leader, LeaderSettings
 from rebootd.coordinator.metrics import Metrics
+from rebootd.coordinator.rooms import Means
 from rebootd.core.operations_cycles import start_cycle
 from rebootd.core.operations_inputs import Because
 from rebootd.core.wire import Answer, CheckResult, DirectiveKind, PermitAnswer, PermitRequest, Report, Result
@@ -22,7 +23,11 @@ from rebootd.store.port import Lock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from rebootd.coordinator.audit_file import AuditFile
+    from rebootd.coordinator.drains.nomad_api import NomadApi
     from rebootd.coordinator.gates.sight import Sight
+    from rebootd.coordinator.silences import Alerts
+    from rebootd.coordinator.peers import Peers
     from rebootd.coordinator.redfish import Restarter
     from rebootd.core.model import Machine
 
@@ -48,7 +53,12 @@ class Lab:
         node: str = "",
         sight: Sight | None = None,
         restarter: Restarter | None = None,
+        nomad: NomadApi | None = None,
+        peers: Peers | None = None,
         wall: Callable[[], float] = time.time,
+        audit: AuditFile | None = None,
+        alerts: Alerts | None = None,
+        id: str = "d1",
     ) -> AsyncIterator[Leader]:
         """A leader that runs for the length of the block."""
         loop = asyncio.get_running_loop()
@@ -58,12 +68,12 @@ class Lab:
         leader = Leader(
             self.store,
             leadership,
-            LeaderSettings(id="d1", node=node, tick=0.05),
+            LeaderSettings(id=id, node=node, tick=0.05),
             self.metrics,
             wall=wall,
             new_id=lambda: f"w{next(self._ids)}",
-            sight=sight,
-            restarter=restarter,
+            means=Means(sight, restarter, nomad, peers, alerts),
+            audit=audit,
         )
         opened = asyncio.Event()
         task = asyncio.create_task(leader.run(lambda _: opened.set()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from rebootd.core.errors import Refused
 from rebootd.store.port import Lock
 from tests.coordinator.lab import Host, Lab, eventually, start
@@ -16,10 +18,8 @@ async def test_a_fault_a_conflict_and_a_foreign_lock_are_known_since_they_were_s
             await host.join(leader)
         began = leader.snapshot().now
         leader.fleet.faults["x"] = "something is wrong"
-        try:
+        with pytest.raises(Refused):
             await Host("a1", machine_id="another").report(leader)
-        except Refused:
-            pass
         session = await lab.store.create_session("x")
         lab.consul.apply([Lock("rebootd/racks/r1/.lock", b"", session)])
         await start(leader)
@@ -52,3 +52,15 @@ async def test_a_rack_lock_that_is_refused_again_and_again_is_known_since_the_fi
         leader.fleet.book.refused("r1", 110.0)
         assert leader.fleet.book.locks(110.1)["r1"].since == 110.0
         assert "r1" not in leader.fleet.book.locks(112.0)
+
+
+async def test_a_virgin_fleet_is_not_worked_on_before_it_has_called() -> None:
+    lab, early = Lab({"r1": ["a1", "a2"]}), Host("a1")
+    async with lab.leader() as leader:
+        await early.join(leader)
+        await start(leader)
+        await eventually(lambda: "a1" in leader.decision().reasons)
+        settle = {b.kind: b for b in leader.decision().reasons["a1"]}["settle"]
+        assert "a2" in settle.what
+        await Host("a2").join(leader)
+        await early.until(leader, "drained")

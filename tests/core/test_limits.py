@@ -96,7 +96,7 @@ def test_a_limit_counts_only_its_members() -> None:
 def test_a_sentence_names_a_few_and_counts_the_rest() -> None:
     found = capacity(*(machine(f"m{n}", state=State.HELD, since=NOW - n) for n in range(9)))
     assert found.racks["r1"].sentence().endswith("(m0, m1, m2, m3, m4 and 4 more)")
-    assert found.racks["r1"].oldest == NOW - 8
+    assert found.racks["r1"].since() == NOW - 8
 
 
 def test_open_racks() -> None:

@@ -38,6 +38,7 @@ from rebootd.core.policy_gates import (
     Quorum,
 )
 from rebootd.core.policy_reboot import RebootRule
+from rebootd.core.policy_silences import Silences
 from rebootd.core.policy_waves import Expected, RackOrder, Standing, Wave
 from rebootd.core.selectors import GRAMMAR, parse_selector
 from rebootd.core.windows import CalendarWindow, judge_windows
@@ -118,6 +119,7 @@ def test_the_example_of_the_doc_says_what_the_doc_says() -> None:
         ),
         drains=Drains(nomad=NomadDrains(machines=parse_selector("role in (web, worker)"), deadline=1200)),
         reboot=(RebootRule(machines=parse_selector("role=web"), method="soft-reboot"),),
+        silences=Silences(address="http://alertmanager.service.consul:9093"),
     )
     assert set(yaml.safe_load(example())) == set(SECTIONS)
     assert judge_windows(policy, (), 1_715_000_000).next is not None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
+from rebootd.core.amounts import Amount
 from rebootd.core.decide import decide
 from rebootd.core.model import OpenWindow, RackLock, State
 from rebootd.core.policy import Policy, parse_policy
@@ -67,6 +68,27 @@ CASES = {
         ),
         NOW - 44,
     ),
+    "limit": Case(
+        "limit",
+        world(
+            machine(),
+            *(machine(f"m{n}", state=State.QUARANTINED, since=NOW - 100 * n) for n in (2, 3, 4)),
+            policy=Policy(rack_unavailable=Amount(2)),
+        ),
+        NOW - 300,
+    ),
+    "limit, over": Case(
+        "limit",
+        world(
+            out(State.DRAINED),
+            machine("m2", state=State.QUARANTINED, since=NOW - 500),
+            racks={"r1": OURS},
+            asking=[asks(out(State.DRAINED))],
+            silent=["m1"],
+        ),
+        NOW - 30,
+    ),
+    "limit, never": Case("limit", world(policy=Policy(rack_unavailable=Amount(0))), LEADING),
     "conflict": Case("conflict", world(conflicts={"m1": "two"}, conflict_since={"m1": NOW - 33}), NOW - 33),
     "store": Case("store", world(faults=("denied",), fault_since={"denied": NOW - 22}), NOW - 22),
     "cycle": Case(

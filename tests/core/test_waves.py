@@ -117,6 +117,17 @@ def test_a_wave_is_over_when_its_last_machine_is_back() -> None:
     assert taken(world(*machines, racks={"r2": OURS})) == []
 
 
+@pytest.mark.parametrize("state", [State.REBOOTING, State.VERIFYING, State.ENABLING])
+@pytest.mark.parametrize("odd", [{}, {"flag": "still required after a reboot: kernel"}])
+def test_a_canary_that_shows_the_target_is_waited_for_until_it_is_back(state: State, odd: dict[str, str]) -> None:
+    canary = out(state, "m22", "r2", labels={"canary": "true"}, kernel="6.13", booted=True, **odd)
+    machines = [canary if m.name == "m22" else m for m in fleet()]
+    policy = parse_policy("racks: {open: 3}\n" + WAVES)
+    decision = world(*machines, policy=policy, racks={"r2": OURS}, cycles=[cycle(target="kernel=6.13")])
+    assert taken(decision) == []
+    assert "to go: m22" in decision.reasons["m31"][-1].what
+
+
 @pytest.mark.parametrize("state", [State.HELD, State.QUARANTINED])
 def test_who_needs_a_person_is_not_waited_for(state: State) -> None:
     machines = [machine("m22", "r2", state, labels={"canary": "true"}) if m.name == "m22" else m for m in fleet()]

@@ -32,7 +32,7 @@ NOW = 1_800_000_000.0
 AGE = 30.0
 """How long the machines that are built here have been in their state, in seconds."""
 OURS = RackLock(holder="ours", session="s-ours")
-OTHER = RackLock(holder="other", session="s-other", node="switch-admin")
+OTHER = RackLock(holder="other", session="s-other", node="switch-admin", since=NOW - 700)
 HALT = Halt(reason="fire drill", since=NOW - 5)
 CLOSED = Policy(window_required=True)
 ONCE = Policy(failures=Failures(retry=Retry(drains=0, checks=0)))

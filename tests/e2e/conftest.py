@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.box import cgroups, faults, rootfs, story
+from tests.e2e.box import cgroups, faults, nomad, rootfs, story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,10 +32,16 @@ def datacenter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder = Path(box_cli.FOLDER) if keep else tmp_path_factory.mktemp("datacenter") / "box"
     one_file = os.environ.get("BOX_ONE_FILE")
     box_cli.clear(folder)
-    box = Box.build(folder, full(), Path(one_file) if one_file else None)
+    scheduled = nomad.binary() is not None and os.environ.get("BOX_NOMAD") != "0"
+    box = Box.build(folder, full(nomad=scheduled), Path(one_file) if one_file else None)
     box.start(stay=keep)
     try:
         desk = Desk(box)
+        if scheduled:
+            box.on()
+            nomad.begin(desk, os.environ.get("BOX_DRIVER", "exec"))
+        else:
+            print("\nno Nomad at hand ($NOMAD_BIN, PATH): the daemons run as systemd's units")
         story.figure("from empty hosts", faults.cold_start(desk, 240))
         yield desk
         desk.close()

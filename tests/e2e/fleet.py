@@ -68,6 +68,7 @@ class Slot:
                 *(sys.executable, "-m", "rebootd.cli.main", "server", "--log-format", "plain"),
                 *("--listen", f"127.0.0.1:{self.port}", "--advertise", f"127.0.0.1:{self.front_port}"),
                 *("--consul", self.back.url, "--prefix", f"{run}/", "--service", run),
+                *(("--node", self.fleet.hosts[self.number]) if self.fleet.hosts else ()),
             ],
             log=self.fleet.folder / f"daemon{self.number}.log",
             environ=dict(os.environ),
@@ -142,6 +143,10 @@ class Fleet:
         }
         self.supervisor = Supervisor(folder, self.nodes, agents, os.environ, 0.2)
         self.supervisor.crash_pause = 0.05
+        self.meta: dict[str, dict[str, str]] = {}
+        """What a machine's node meta in Consul has besides its rack."""
+        self.hosts: list[str] = []
+        """The machines that the daemons run on; none: on no machine of the fleet."""
 
     @property
     def names(self) -> list[str]:
@@ -151,7 +156,8 @@ class Fleet:
 
     async def __aenter__(self) -> Fleet:
         for name, rack in self.nodes:
-            node = {"Node": name, "Address": "127.0.0.1", "NodeMeta": {"rack": rack, "external-node": "true"}}
+            meta = {"rack": rack, "external-node": "true", **self.meta.get(name, {})}
+            node = {"Node": name, "Address": "127.0.0.1", "NodeMeta": meta}
             self.consul.ask("/v1/catalog/register", "PUT", msgspec.json.encode(node))
         try:
             await asyncio.gather(*(slot.open() for slot in self.slots))

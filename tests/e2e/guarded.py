@@ -16,12 +16,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import yaml
 
 from rebootd.cli.ctl_client import Client
 from rebootd.cli.demo_machines import Machine, Supervisor
 from rebootd.cli.demo_processes import Child
 from rebootd.consul.binary import locate
+from rebootd.core.audit import Head
 from tests.support.cluster import Cluster, free_ports, wait_for
 from tests.support.policies import rules, token
 
@@ -96,7 +98,8 @@ class Guarded:
         self.ports = free_ports(3)
         self.daemons: list[Child] = []
         self.client = Client([f"http://127.0.0.1:{port}" for port in self.ports], timeout=5.0)
-        (folder / "tokens").mkdir()
+        for made in ("tokens", "audit"):
+            (folder / made).mkdir()
         for name, rack in MACHINES[:2]:
             node = {"Node": name, "Address": "127.0.0.1", "NodeMeta": {"rack": rack, "external-node": "true"}}
             self.consul.ask("/v1/catalog/register", "PUT", json.dumps(node).encode())
@@ -149,6 +152,7 @@ class Guarded:
             [
                 *(sys.executable, "-m", "rebootd.cli.main", "server", "--listen", f"127.0.0.1:{self.ports[number]}"),
                 *("--prefix", PREFIX, "--service", SERVICE),
+                *("--audit-log", str(self.folder / "audit" / f"d{number}.log")),
             ],
             log=self.folder / f"daemon{number}.log",
             environ=self.environ
@@ -174,6 +178,13 @@ class Guarded:
         await self.daemons[number].wait()
         self.daemons[number] = await self.start(number)
 
+    def audit(self) -> tuple[dict[str, list[bytes]], Head]:
+        """The lines of every daemon's audit file, and the head of the chain as it is in Consul."""
+        found = self.consul.ask(f"/v1/kv/{PREFIX}audit")[0]["Value"]
+        files = sorted((self.folder / "audit").iterdir())
+        head = msgspec.json.decode(base64.b64decode(found), type=Head)
+        return {file.name: file.read_bytes().splitlines(keepends=True) for file in files}, head
+
     def processes(self) -> list[int]:
         """The ids of all daemons and agents that run."""
         agents = [m.agent for m in self.hosts.machines.values() if m.agent is not None]
@@ -181,7 +192,11 @@ class Guarded:
 
     def said(self) -> str:
         """All that daemons and agents have written: logs, and the machines' files."""
-        files = [*self.folder.glob("*.log"), *(f for f in (self.folder / "machines").rglob("*") if f.is_file())]
+        files = [
+            *self.folder.glob("*.log"),
+            *self.folder.glob("audit/*"),
+            *(f for f in (self.folder / "machines").rglob("*") if f.is_file()),
+        ]
         return "\n".join(file.read_text(errors="replace") for file in files)
 
 

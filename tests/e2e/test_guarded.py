@@ -9,9 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from rebootd.cli.ctl_client import Trouble
+from rebootd.core.audit import Kind, Line
+from rebootd.core.audit_verify import verify
 from tests.e2e.guarded import MACHINES, Guarded, certificates, guarded_cluster, https
 
 if TYPE_CHECKING:
@@ -92,3 +95,19 @@ async def test_the_whole_loop_under_the_least_policies(tmp_path: Path) -> None:
             said = fleet.said()
             assert [secret for secret in fleet.secrets if secret in said] == []
             assert plain not in said
+            one_chain_over_both_leaders(fleet)
+
+
+def one_chain_over_both_leaders(fleet: Guarded) -> None:
+    files, head = fleet.audit()
+    verdict = verify(files, head)
+    assert verdict.whole, verdict.findings
+    lines = [msgspec.json.decode(raw, type=Line) for raws in files.values() for raw in raws]
+    entries = [line for line in lines if line.kind is Kind.ENTRY]
+    assert len({line.epoch for line in entries}) == 2
+    assert sorted(line.machine for line in entries if line.what == "permit") == sorted(name for name, _ in MACHINES)
+    assert {line.what for line in entries if line.who is not None} == {"policy-apply", "cycle-start"}
+    for name, raws in files.items():
+        for number in range(len(raws) - 1):
+            damaged = [*raws[:number], raws[number].replace(b'"time":', b'"time":1'), *raws[number + 1 :]]
+            assert not verify({**files, name: damaged}, head).whole

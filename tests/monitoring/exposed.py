@@ -88,6 +88,10 @@ def daemon(world: Snapshot | None) -> str:
         for granted in ("yes", "no"):
             metrics.permits.labels(granted).inc()
         metrics.refused.labels("stale").inc()
+        for result in ("committed", "not committed"):
+            metrics.audit_entries.labels(result).inc()
+        metrics.audit_broken.set(bool(world.faults))
+        metrics.audit_unwritable.set(bool(world.faults))
         for state in State:
             left = State.IN_SERVICE if state is not State.IN_SERVICE else State.ENABLING
             metrics.happened(Event(time=NOW, machine="m1", frm=left.value, to=state.value, cause="cycle k1"), NOW - 9)

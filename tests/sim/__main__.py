@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.sim.plan import PROFILES, make_plan
 from tests.sim.planted import PLANTED, plant
-from tests.sim.run import Outcome, quiet_logs, run_seed
+from tests.sim.run import Outcome, prepare, quiet_logs, run_seed
 from tests.sim.shrink import shrink
 
 CHUNK = 10
@@ -21,7 +22,7 @@ CHUNK = 10
 
 def run_seeds(first: int, count: int, profile: str = "", planted: str = "") -> list[Outcome]:
     """Several seeds in one process; the story is kept only of those that fail."""
-    quiet_logs()
+    prepare()
     outcomes = []
     with plant(planted):
         for seed in range(first, first + count):
@@ -29,6 +30,7 @@ def run_seeds(first: int, count: int, profile: str = "", planted: str = "") -> l
             if outcome.ok:
                 outcome.log = []
             outcomes.append(outcome)
+    gc.collect()
     return outcomes
 
 

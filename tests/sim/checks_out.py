@@ -58,7 +58,10 @@ class GoingOut(Truth):
         value = entry.value if entry is not None else None
         ours = actor in self.world.daemons
         if rest.startswith("machines/"):
+            self.edited = self.edited or not ours
             return self._machine(rest[9:], value, ours=ours)
+        if rest.startswith("power/"):
+            self.powers.landed(rest[6:], value, ours=ours)
         if rest.startswith("cycles/"):
             self._cycle(rest[7:], value)
         elif rest == "policy" and value is not None:
@@ -81,6 +84,7 @@ class GoingOut(Truth):
 
     def _transition(self, actor: str, before: Machine | None, after: Machine) -> None:
         if before is None:
+            self.powers.transition(before, after)
             self.world.say(f"{after.name} is new: {after.state.value} v{after.version} by {actor}")
             return
         permit = after.permit
@@ -91,6 +95,7 @@ class GoingOut(Truth):
             return
         if boot_number(after.boot_id) < boot_number(before.boot_id):
             self.fail("BOOT", f"{after.name} goes back from {before.boot_id} to {after.boot_id}")
+        self._moved(before, after)
         self.world.say(
             f"{after.name} {before.state.value} -> {after.state.value} ({after.cause}) v{after.version} by {actor}"
         )
@@ -99,6 +104,28 @@ class GoingOut(Truth):
         if before.state is State.IN_SERVICE and after.state is State.DRAINING:
             self.counts["drains"] += 1
             self._going_out(before, after, "drains")
+            if after.cycle:
+                self.pace.drained(after)
+        self.gates.transition(before, after)
+
+    def _moved(self, before: Machine, after: Machine) -> None:
+        """What other checks note of a transition."""
+        if after.state is State.QUARANTINED and before.state is not after.state:
+            self._given_up(before, after)
+        self.powers.transition(before, after)
+        self.pace.transition(before, after)
+
+    def _given_up(self, before: Machine, after: Machine) -> None:
+        """Whoever is quarantined by a deadline has been in that state for as long, by the clock of the world."""
+        limit = self.policy.deadlines.of(before.state)
+        if limit is None or not after.cause.startswith(f"{before.state.value} for more than"):
+            return
+        now = self.decided_at.get(after.epoch, self.world.loop.now)
+        since = max(self.powers.state_since.get(after.name, 0.0), self.epoch_at)
+        if now - since < limit - 1.0:
+            self.fail(
+                "DEADLINE", f"{after.name} is given up, {before.state.value} for {now - since:.0f} s of {limit:.0f} s"
+            )
 
     def _permitted(self, before: Machine, after: Machine) -> None:
         permit = after.permit
@@ -121,7 +148,12 @@ class GoingOut(Truth):
             self._wanted_by_cycle(after, what)
         lock = entries.get(f"{PREFIX}racks/{rack}/.lock")
         record = entries.get(f"{PREFIX}racks/{rack}/record")
-        ours = msgspec.json.decode(record.value, type=RackRecord).session if record is not None else ""
+        try:
+            ours = msgspec.json.decode(record.value, type=RackRecord).session if record is not None else ""
+        except msgspec.MsgspecError:
+            ours = ""
+        if self.policy_broken:
+            self.fail("S6", f"{self._who()} {what} {name} although the policy cannot be read")
         if lock is None or not lock.session or lock.session != ours:
             self.fail("S1", f"{self._who()} {what} {name} without holding the lock of its rack {rack}")
         opened = self.open_racks()
@@ -130,6 +162,7 @@ class GoingOut(Truth):
                 "S1", f"{self._who()} {what} {name} of {rack}: {sorted(opened)} are open, {policy.open_racks} allowed"
             )
         self._limits(after, what)
+        self.gates.going_out(after, what)
 
     def _wanted_by_cycle(self, after: Machine, what: str) -> None:
         entries = self.world.consul.entries
@@ -140,8 +173,11 @@ class GoingOut(Truth):
         if cycle is None or cycle.state in ENDED:
             # The cycle's own record is not guarded; it is read by the same loop that changes it.
             self.fail("S6", f"{self._who()} {what} {after.name} for {after.cycle}, which is not under way")
-        self._window(after, what)
-        self._skew(after, what)
+        if cycle is None or not cycle.emergency:
+            self._window(after, what)
+            self._skew(after, what)
+        else:
+            self.counts["emergency steps"] += 1
 
     def _window(self, after: Machine, what: str) -> None:
         policy = self.policy

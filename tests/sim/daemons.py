@@ -8,6 +8,8 @@ from rebootd.consul.leadership import Candidate
 from rebootd.coordinator.daemon import Daemon
 from rebootd.coordinator.leader import LeaderSettings
 from rebootd.store.memory_state import SERF
+from tests.sim.controllers import SimRestarter
+from tests.sim.instruments import SimEyes
 from tests.sim.loop import Process
 from tests.sim.net import Api, Station
 from tests.sim.store import SimStore
@@ -78,6 +80,7 @@ class SimDaemon:
         process.on_death = self._died
         self.process = process
         self.lives += 1
+        powers = world.plan.features.power and world.plan.features.credentials
         store = SimStore(world.servers, self.box, process, self.id)
         self.daemon = Daemon(
             store,
@@ -89,6 +92,8 @@ class SimDaemon:
             wall=lambda: world.wall(self.box),
             ids=lambda: f"{self.id}-{world.number()}",
             rng=self.rng,
+            sight=SimEyes(world.instruments, self.id, self.box, process) if world.instruments is not None else None,
+            restarter=SimRestarter(world.controllers, self.id, process) if powers else None,
         )
         self.station.process = process
         self.station.api = Api(self.daemon)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rebootd.core.model import State
 from rebootd.store.port import Delete, Set
-from tests.sim.ambushes import Ambushes
+from tests.sim.faults_more import MoreFaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 PATIENT = frozenset(
     {
         "halt", "raw-halt", "hold", "hold-rack", "pause", "cancel", "start", "policy", "window-close", "clear",
-        "rack-lock", "unlock", "maintenance",
+        "rack-lock", "unlock", "maintenance", "gate-blocks", "gate-away", "gate-hangs", "gate-slow", "gate-odd",
+        "gate-flaps", "service-thin", "sight-away", "node-check", "ambush-gate", "reboot-required", "detection-breaks",
+        "still-required", "small-group", "emergency",
     }
 )  # fmt: skip
 """What people may do without delaying any machine's return (S5 stays in force)."""
@@ -26,7 +28,7 @@ AFTERMATH = 120.0
 """Seconds after a fault in which a return may still be delayed by it."""
 
 
-class Faults(Ambushes):
+class Faults(MoreFaults):
     """Schedules a plan's faults in a world."""
 
     def schedule(self, faults: list[tuple[int, Fault]]) -> None:
@@ -70,10 +72,6 @@ class Faults(Ambushes):
     def _set(self, where: object, name: str, value: float) -> Callable[[], None]:
         setattr(where, name, value)
         return lambda: setattr(where, name, 0.0)
-
-    def _count(self, where: object, name: str) -> Callable[[], None]:
-        setattr(where, name, getattr(where, name) + 1)
-        return lambda: setattr(where, name, max(0, getattr(where, name) - 1))
 
     # --- network --------------------------------------------------------------------------------------
 
@@ -213,6 +211,7 @@ class Faults(Ambushes):
         self._machine(fault).lose_journal()
 
     def _clock_jump(self, fault: Fault) -> Callable[[], None]:
+        self.world.checks.clocks_touched = True
         leader = self._leader()
         if fault.target == "daemons":
             # A leader takes the time at its election and keeps it: so that one leads by it, the present one ends.
@@ -315,6 +314,7 @@ class Faults(Ambushes):
             "Status": "critical",
             "Notes": "by hand",
         }
+        self.world.looked_different()
         machine.world.checks.maintained.add(machine.name)
 
     def _by_hand(self, fault: Fault) -> None:

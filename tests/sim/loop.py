@@ -53,7 +53,7 @@ class Process:
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> SimTask:
         """A task of this process."""
-        return SimTask(work, loop=self.loop, name=None, context=self._context.copy())
+        return SimTask(work, loop=self.loop, context=self._context.copy())
 
     def keep(self, task: SimTask) -> None:
         """Told of every task of this process."""
@@ -117,26 +117,26 @@ class Handle:
 class SimTask(asyncio.Task[Any]):
     """A task whose place in a set does not depend on its address."""
 
-    def __init__(self, work: Any, *, loop: SimLoop, name: str | None, context: Any) -> None:
+    def __init__(self, work: Any, *, loop: SimLoop, context: contextvars.Context | None) -> None:
         self.number = next(loop.numbers)
-        self.owner: Process | None = (context or contextvars.copy_context()).get(OWNER)
-        super().__init__(work, loop=loop, name=name or "t", context=context)
-        if self.owner is not None:
-            self.owner.keep(self)
+        # A name that is given costs nothing; one that is not is made up.
+        super().__init__(work, loop=loop, name="t", context=context)
+        owner = OWNER.get() if context is None else context.get(OWNER)
+        if owner is not None:
+            owner.keep(self)
 
     def __hash__(self) -> int:
         return self.number
 
 
 class SimFuture(asyncio.Future[Any]):
-    """A future whose place in a set does not depend on its address."""
-
-    def __init__(self, *, loop: SimLoop) -> None:
-        self.number = next(loop.numbers)
-        super().__init__(loop=loop)
+    """A future whose place in a set does not depend on its address. Few are ever in one: those get a number."""
 
     def __hash__(self) -> int:
-        return self.number
+        number: int | None = getattr(self, "_number", None)
+        if number is None:
+            number = self._number = next(self.get_loop().numbers)  # type: ignore[attr-defined]
+        return number
 
 
 class SimLoop(asyncio.AbstractEventLoop):
@@ -192,7 +192,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> Any:
         """As asyncio's."""
-        return SimTask(coro, loop=self, name=name, context=context)
+        return SimTask(coro, loop=self, context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """An exception that nobody fetched is a mistake somewhere, unless the run is over."""
@@ -208,7 +208,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def at(self, when: float, action: Callable[..., None], *args: Any) -> Handle:
         """The world does something at ``when``, whoever asks for it."""
-        handle = Handle(action, args, _WORLD.copy(), when)
+        handle = Handle(action, args, _WORLD, when)
         heapq.heappush(self._timers, (max(when, self.now), next(self.numbers), handle))
         return handle
 
@@ -218,7 +218,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def world_task(self, work: Coroutine[Any, Any, Any]) -> SimTask:
         """A task that belongs to no process."""
-        return SimTask(work, loop=self, name=None, context=_WORLD.copy())
+        return SimTask(work, loop=self, context=_WORLD.copy())
 
     def failed(self) -> bool:
         """Whether something went wrong."""
@@ -244,11 +244,13 @@ class SimLoop(asyncio.AbstractEventLoop):
                     if handle.done:
                         continue
                     owner = handle.owner
-                    if owner is not None and not self._may_run(owner, handle):
+                    if owner is not None and not (
+                        (owner.alive and not owner.stopped and owner.fuse < 0) or self._may_run(owner, handle)
+                    ):
                         continue
                     still += 1
                     handle.context.run(handle.callback, *handle.args)
-                    if self.failed():
+                    if self.failure is not None:
                         break
                     if still > LIVELOCK:
                         raise Livelock(f"{LIVELOCK} steps at {self.now}: {handle.callback}")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,70 +20,21 @@ from rebootd.agent.settings import AgentSettings
 from rebootd.consul.transport import Response
 from rebootd.core.errors import Unreachable
 from rebootd.core.wire import Tri
-from tests.sim.loop import Process, ProcessDied
+from tests.sim.disks import SimDisk
+from tests.sim.loop import Process
 from tests.sim.net import Box, SimLine
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
     from rebootd.agent.outmark import Mark
     from rebootd.agent.statefile import AgentState
     from tests.sim.world import World
 
 DAYS = 7 * 86400.0
-
-
-class SimDisk:
-    """Implements :class:`rebootd.agent.journal_file.Disk`; survives whatever happens to processes."""
-
-    path = Path("/var/lib/rebootd/journal.json")
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self.data: bytes | None = None
-        self.full = 0
-        self.writes = 0
-        self.cut = ""
-        """``before`` or ``after``: the next write is where the agent is killed."""
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One process writes at a time anyway."""
-        yield
-
-    def read(self) -> bytes:
-        """What is on disk."""
-        if self.data is None:
-            raise FileNotFoundError
-        return self.data
-
-    def replace(self, data: bytes) -> None:
-        """All or nothing, as rename is."""
-        process = self._machine.process
-        if process is not None:
-            process.here()
-        if self.full:
-            raise OSError(errno.ENOSPC, "no space left on device")
-        cut, self.cut = self.cut, ""
-        if cut == "before" and process is not None:
-            process.kill()
-            raise ProcessDied
-        self.data = data
-        self.writes += 1
-        self._machine.journaled()
-        if cut and process is not None:
-            process.kill()
-            raise ProcessDied
-
-    def stamp(self) -> tuple[int, int, int] | None:
-        """Counts writes."""
-        return (1, self.writes, 1) if self.data is not None else None
-
-    def set_aside(self) -> Path:
-        """The damaged file is gone."""
-        self.data = None
-        return Path("/var/lib/rebootd/journal.json.corrupt")
+DETECT_EVERY = 60.0
 
 
 class _Command:
@@ -201,6 +149,7 @@ class LocalConsul:
         return self._catalog
 
     def _sync(self) -> None:
+        self._machine.world.looked_different()
         self._catalog = [{**check, "CheckID": key} for key, check in self.checks.items()]
 
 
@@ -277,6 +226,12 @@ class Machine:
         self.disk = SimDisk(self)
         self.consul = LocalConsul(self)
         self.finding = Finding(Tri.NO)
+        self.finding_at = 0.0
+        """When detection last began to say something else."""
+        self.sticky = False
+        """Whether a boot changes nothing about what is required."""
+        self.stuck = False
+        """Down until somebody presses the button, or its controller does."""
         self.markers: set[str] = set()
         self.failing: set[str] = set()
         self.process: Process | None = None
@@ -306,7 +261,7 @@ class Machine:
             name=self.name,
             rack=self.box.rack,
             labels=self.labels,
-            detect_every=DAYS,
+            detect_every=DETECT_EVERY if self.world.plan.features.standing else DAYS,
             recheck=20.0,
             reboot_timeout=self.world.plan.reboot_timeout,
             hook_timeout=60.0,
@@ -322,6 +277,12 @@ class Machine:
     def journaled(self) -> None:
         """The journal was written."""
         self.world.checks.journaled(self)
+
+    def find(self, required: Tri = Tri.NO, *reasons: str) -> None:
+        """From now on detection says so."""
+        finding = Finding(required, reasons)
+        if finding != self.finding:
+            self.finding, self.finding_at = finding, self.world.loop.now
 
     def restore(self) -> None:
         """The boot_id changes under the running agent, as when a virtual machine is restored from a snapshot."""
@@ -364,7 +325,7 @@ class Machine:
         if how == "hang":
             # Shutdown hangs: the agent is gone, the network is up, nothing happens for long.
             self.kill_agent()
-            self.world.loop.after(self.world.plan.hang_seconds, self.down)
+            self.world.loop.after(self.world.plan.hang_seconds, self._hung, self.boots)
             return
         self.kill_agent()
         self.box.up = False
@@ -372,8 +333,24 @@ class Machine:
         if how == "never":
             self.gone = True
             return
+        if how == "stuck":
+            self.stuck = True
+            return
         low, high = self.world.plan.boot_seconds
         self.world.loop.after(self.rng.uniform(low, high), self.boot, how)
+
+    def _hung(self, boots: int) -> None:
+        """The shutdown that hung goes on, unless somebody ended it."""
+        if self.boots == boots:
+            self.down()
+
+    def power_cycle(self) -> None:
+        """Power off and on, by its controller or by hand; a broken machine stays down."""
+        if self.box.up:
+            self.down()
+        elif self.stuck:
+            self.stuck = False
+            self.world.loop.after(self.rng.uniform(*self.world.plan.boot_seconds), self.boot)
 
     def kill_agent(self) -> None:
         """The agent's process ends with its host."""
@@ -383,7 +360,7 @@ class Machine:
 
     def boot(self, how: str = "") -> None:
         """Up again."""
-        if self.box.up or self.gone:
+        if self.box.up or self.gone or self.stuck:
             return
         self.box.up = True
         self.going_down = False
@@ -392,6 +369,8 @@ class Machine:
             self.boots += 1
             self.boot_id = f"{self.name}-b{self.boots}"
             self.kernel = self.world.plan.new_kernel
+            if not self.sticky and self.finding.required is Tri.YES:
+                self.find()
         if how == "rack":
             self.world.move_rack(self)
         self.world.host_up(self)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rebootd.api import machines
+from rebootd.api import machines, table
 from rebootd.api.app import _front
 from rebootd.api.door import DOOR, Door
+from rebootd.api.guard import Guard
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,14 +60,28 @@ class _Content:
 _CONTENT = _Content()
 
 
+class _Match(dict[str, str]):
+    """Which route a path has, and the parts of the path."""
+
+    http_exception = None
+
+    def __init__(self, handler: Any, name: str) -> None:
+        super().__init__(name=name)
+        self.handler = handler
+
+
 class Request:
     """What the routes of the API look at, of an aiohttp request."""
 
-    __slots__ = ("app", "body", "content_length", "headers", "host", "match_info", "method", "path")
+    __slots__ = ("app", "body", "content_length", "headers", "host", "match_info", "method", "notes", "path")
 
     content = _CONTENT
+    transport = None
+    remote = "127.0.0.1"
 
-    def __init__(self, app: dict[Any, Any], path: str, body: bytes, headers: dict[str, str], host: str) -> None:
+    def __init__(
+        self, app: dict[Any, Any], path: str, body: bytes, headers: dict[str, str], host: str, handler: Any
+    ) -> None:
         self.app = app
         self.path = path
         self.body = body
@@ -74,7 +89,15 @@ class Request:
         self.headers = headers
         self.host = host
         self.method = "POST"
-        self.match_info = {"name": path.split("/")[3]}
+        self.match_info = _Match(handler, path.split("/")[3])
+        self.notes: dict[Any, Any] = {}
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """What was noted on the request."""
+        return self.notes.get(key, default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.notes[key] = value
 
     @property
     def path_qs(self) -> str:
@@ -90,14 +113,14 @@ class Api:
     """The machine routes of one daemon: the real door, handlers and error answers."""
 
     def __init__(self, office: Office) -> None:
-        door = Door(office)
+        door = Door(office, table.ROUTES, Guard())
         self._app: dict[Any, Any] = {DOOR: door}
         self._front: Any = _front(door)
 
     async def handle(self, path: str, body: bytes, headers: dict[str, str], host: str) -> Reply:
         """One request through middleware and route."""
         handler = machines._permit if path.endswith("/permit") else machines._report
-        response = await self._front(Request(self._app, path, body, headers, host), handler)
+        response = await self._front(Request(self._app, path, body, headers, host, handler), handler)
         return response.status, {k.title(): v for k, v in response.headers.items()}, bytes(response.body or b"")
 
 

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import yaml
 
 from rebootd.core import operations
 from rebootd.core.errors import RebootdError
-from rebootd.core.model import CycleState, State
+from rebootd.core.model import Cycle, CycleState, Hold, Machine, OpenWindow, PowerCycle, RackRecord, State
 from rebootd.core.operations_cycles import move_cycle, start_cycle
 from rebootd.core.operations_inputs import Because
 from rebootd.core.operations_policy import apply_policy
 from rebootd.store.port import Delete, Lock, Session, Set, Unlock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from rebootd.core.decision import Change
     from rebootd.core.model import Snapshot
+    from rebootd.store.port import Entry
     from tests.sim.world import World
 
 BECAUSE = Because(by="sim", reason="the simulation")
 ENGINEER = "engineers"
+RECORDS: dict[str, Any] = {
+    "machines/": Machine,
+    "cycles/": Cycle,
+    "holds/": Hold,
+    "windows/": OpenWindow,
+    "power/": PowerCycle,
+    "racks/": RackRecord,
+}
+"""What is expected under which prefix."""
 
 
 class People:
@@ -48,8 +60,8 @@ class People:
 
     # --- operators --------------------------------------------------------------------------------
 
-    def start(self, selector: str = "*", cycle: str = "") -> None:
-        """A new cycle."""
+    def start(self, selector: str = "*", cycle: str = "", *, emergency: bool = False, skip: Sequence[str] = ()) -> None:
+        """A new cycle; an emergency goes past windows and the gates in ``skip``."""
         self.world.people += 1
         plan = self.world.plan
         name = cycle or f"c{self.world.people}"
@@ -62,6 +74,8 @@ class People:
                 failure_budget=plan.failure_budget,
                 because=BECAUSE,
                 allow_empty=True,
+                emergency=emergency,
+                skip_gates=skip,
             )
         )
 
@@ -69,7 +83,7 @@ class People:
         """Pauses, resumes or cancels whatever cycle there is."""
         legal = {"pause": {"running"}, "resume": {"paused", "halted"}, "cancel": {"running", "paused", "halted"}}[verb]
         for cycle in sorted(self.world.checks.cycles.values(), key=lambda c: c.id):
-            if cycle.state.value in legal:
+            if cycle.state.value in legal and not (cycle.standing and verb == "cancel"):
                 name = cycle.id
                 self.ask(lambda s, name=name: move_cycle(s, verb, name, BECAUSE))  # type: ignore[misc]
                 return
@@ -165,6 +179,59 @@ class People:
         if entry is not None and entry.value == b"{":
             self.raw(Delete(f"rebootd/machines/{name}"))
 
+    def _machines_back(self) -> bool:
+        """Technicians press buttons, operators clear what is quarantined and forget what is gone."""
+        done = True
+        for name, record in list(self.world.checks.records.items()):
+            machine = self.world.machines[name]
+            if machine.stuck and record.state in {State.QUARANTINED, State.HELD, State.IN_SERVICE}:
+                machine.power_cycle()
+                done = False
+            elif machine.gone and record.state in {State.QUARANTINED, State.HELD, State.IN_SERVICE}:
+                self.ask(lambda s, name=name: operations.forget(s, name, BECAUSE, force=True))  # type: ignore[misc]
+                done = False
+            elif record.state is State.QUARANTINED and machine.box.up:
+                self.clear(name)
+                done = False
+        return done
+
+    def end_maintenance(self, name: str) -> None:
+        """``consul maint -disable``: the mark must still be there."""
+        checks = self.world.checks
+        if "_node_maintenance" not in self.world.machines[name].consul.checks:
+            checks.fail("S4", f"the maintenance mark of {name} is gone")
+        checks.maintained.discard(name)
+        self.world.machines[name].consul.checks.pop("_node_maintenance", None)
+        self.world.looked_different()
+
+    def _repair(self, entries: Mapping[str, Entry]) -> None:
+        """Whatever is no record where one should be is deleted."""
+        for key, entry in list(entries.items()):
+            kind = next((k for prefix, k in RECORDS.items() if key.startswith(f"rebootd/{prefix}")), None)
+            if kind is None or key.endswith("/.lock"):
+                continue
+            try:
+                record = msgspec.json.decode(entry.value, type=kind)
+                named = {key.rpartition("/")[2], key.rpartition("/")[0].rpartition("/")[2]}
+                whose = getattr(record, "name", "") or getattr(record, "id", "") or getattr(record, "machine", "")
+                if not whose or whose in named:
+                    continue
+            except msgspec.MsgspecError:
+                pass
+            self.raw(Delete(key))
+
+    def _policy_back(self, entries: Mapping[str, Entry]) -> bool:
+        """The plan's policy is in force again; with machines that are gone for good, one without what needs them."""
+        plan = self.world.plan
+        wanted = _document(plan.policy)
+        if any(m.gone for m in self.world.machines.values()):
+            wanted = {k: v for k, v in wanted.items() if k not in {"gates", "quorums"}}
+        entry = entries.get("rebootd/policy")
+        if entry is not None and _same(entry.value, wanted):
+            return True
+        self.raw(Set("rebootd/policy", yaml.safe_dump(wanted, sort_keys=False).encode()))
+        return False
+
     # --- cleaning up -------------------------------------------------------------------------------
 
     def clean_up(self) -> bool:
@@ -172,10 +239,11 @@ class People:
         entries = self.world.consul.entries
         for rack in list(self.locks):
             self.give_rack(rack)
-        done = True
-        for name, entry in list(entries.items()):
-            if name.startswith("rebootd/machines/") and entry.value == b"{":
-                self.raw(Delete(name))
+        self._repair(entries)
+        done = self._policy_back(entries)
+        for name in sorted(self.world.checks.maintained):
+            self.end_maintenance(name)
+        done = self._machines_back() and done
         if "rebootd/control/halt" in entries:
             self.raw(Delete("rebootd/control/halt"))
             done = False
@@ -184,18 +252,23 @@ class People:
                 kind, name = key.removeprefix("rebootd/holds/").split("/")
                 self.release(kind, name)
                 done = False
-        for name, record in list(self.world.checks.records.items()):
-            machine = self.world.machines[name]
-            if machine.gone and record.state in {State.QUARANTINED, State.HELD, State.IN_SERVICE}:
-                self.ask(lambda s, name=name: operations.forget(s, name, BECAUSE, force=True))  # type: ignore[misc]
-                done = False
-            elif record.state is State.QUARANTINED and machine.box.up:
-                self.clear(name)
-                done = False
         for cycle in self.world.checks.cycles.values():
             if cycle.state in {CycleState.PAUSED, CycleState.HALTED}:
                 name = cycle.id
-                verb = "resume" if cycle.state is CycleState.PAUSED else "cancel"
+                verb = "resume" if cycle.state is CycleState.PAUSED or cycle.standing else "cancel"
                 self.ask(lambda s, name=name, verb=verb: move_cycle(s, verb, name, BECAUSE))  # type: ignore[misc]
                 done = False
         return done
+
+
+def _same(value: bytes, wanted: Any) -> bool:
+    try:
+        return bool(_document(value) == wanted)
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+
+
+@lru_cache(maxsize=64)
+def _document(text: str | bytes) -> Any:
+    """What the YAML says; nobody changes it. It is looked at after each step of putting things right."""
+    return yaml.safe_load(text)

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
 
 from rebootd.consul.leadership import Tuning
+from tests.sim import features as extra
+from tests.sim.features import Features, draw_features, equip, more_faults
 
 START = 1_800_000_000.0
 """The true time, seconds since the Unix epoch, at which every run begins (a Friday morning, UTC)."""
-PROFILES = ("quiet", "operators", "ambushes", "clocks", "locks", "network", "store", "processes", "hosts", "everything")
+PROFILES = (
+    "quiet", "operators", "ambushes", "clocks", "locks", "network", "store", "processes", "hosts", "everything",
+    "gates", "power", "pace", "leaps", "records",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,11 @@ class Plan:
     tuning: Tuning = field(default_factory=Tuning)
     settle_for: float = 4 * 3600.0
     """How long the liveness phase may last."""
+    features: Features = field(default_factory=Features)
+    nomad: list[str] = field(default_factory=list)
+    """Machines that are Nomad servers."""
+    required: set[str] = field(default_factory=set)
+    """Machines that require a reboot from the beginning."""
 
 
 def make_plan(seed: int, *, profile: str = "") -> Plan:
@@ -81,13 +94,14 @@ def make_plan(seed: int, *, profile: str = "") -> Plan:
     on_machines = rng.random() < 0.6
     daemons = rng.sample(names, count) if on_machines else [f"ctl{i + 1}" for i in range(count)]
     coarse = rng.choice([1.0, 2.0, 5.0])
+    policy = _policy(rng)
     plan = Plan(
         seed=seed,
         profile=profile,
         racks=racks,
         labels=labels,
         daemons=daemons,
-        policy=_policy(rng),
+        policy="",
         faults_for=rng.choice([400.0, 900.0, 1800.0]),
         target=rng.choice(["", "kernel=6.12.9"]),
         boot_seconds=rng.choice([(2.0, 10.0), (10.0, 60.0), (60.0, 240.0)]),
@@ -104,44 +118,40 @@ def make_plan(seed: int, *, profile: str = "") -> Plan:
             abstain=rng.choice([2.0, 5.0]),
         ),
     )
+    plan.features = draw_features(seed, profile)
+    equip(plan, policy)
+    plan.policy = yaml.safe_dump(policy, sort_keys=False)
     plan.faults = draw_faults(plan)
     return plan
 
 
-def _policy(rng: random.Random) -> str:
-    lines = [
-        "racks:",
-        f"  open: {rng.choice([1, 1, 1, 2])}",
-        f"  unavailable: {rng.choice(['1', '1', '2', '50%', '100%'])}",
-        "deadlines:",
-        *(
-            f"  {state}: {rng.choice(['5m', '10m', '15m'])}"
-            for state in ("draining", "rebooting", "verifying", "enabling")
-        ),
-        f"  drained: {rng.choice(['2m', '5m'])}",
-        f"soak: {rng.choice(['0s', '0s', '5s', '60s'])}",
-        "permit:",
-        f"  valid: {rng.choice(['10s', '30s', '60s'])}",
-        f"settle: {rng.choice(['0s', '20s', '60s'])}",
-        "failure_budget: 100",
-    ]
-    limits = []
+def _policy(rng: random.Random) -> dict[str, Any]:
+    policy: dict[str, Any] = {
+        "racks": {
+            "open": rng.choice([1, 1, 1, 2]),
+            "unavailable": rng.choice(["1", "1", "2", "50%", "100%"]),
+        },
+        "deadlines": {
+            **{state: rng.choice(["5m", "10m", "15m"]) for state in ("draining", "rebooting", "verifying", "enabling")},
+            "drained": rng.choice(["2m", "5m"]),
+        },
+        "soak": rng.choice(["0s", "0s", "5s", "60s"]),
+        "permit": {"valid": rng.choice(["10s", "30s", "60s"])},
+        "settle": rng.choice(["0s", "20s", "60s"]),
+        "failure_budget": 100,
+    }
+    limits: list[dict[str, Any]] = []
     if rng.random() < 0.5:
-        limits += ["  - {name: quorum, selector: role=consul, max: 1}"]
+        limits.append({"name": "quorum", "selector": "role=consul", "max": 1})
     if rng.random() < 0.4:
-        limits += [f"  - {{name: web, selector: role=web, max: {rng.choice(['1', '2', '25%'])}}}"]
+        limits.append({"name": "web", "selector": "role=web", "max": rng.choice(["1", "2", "25%"])})
     if limits:
-        lines += ["limits:", *limits]
+        policy["limits"] = limits
     if rng.random() < 0.4:
         # From START on: open for most of each hour.
-        minutes = rng.choice([20, 40, 50])
-        lines += [
-            "windows:",
-            "  required: true",
-            "  calendar:",
-            f"    - {{name: hourly, start: '0 * * * *', duration: {minutes}m, timezone: UTC}}",
-        ]
-    return "\n".join(lines) + "\n"
+        hourly = {"name": "hourly", "start": "0 * * * *", "duration": f"{rng.choice([20, 40, 50])}m", "timezone": "UTC"}
+        policy["windows"] = {"required": True, "calendar": [hourly]}
+    return policy
 
 
 NETWORK = ("lossy", "slow", "repeats", "cut-agents", "cut-machine", "dns-away")
@@ -236,9 +246,22 @@ KINDS = {
         "start",
     ),
     "clocks": ("clock-jump",) * 4 + ("start", "kill-leader"),
-    "everything": NETWORK + STORE + PROCESSES + HOSTS + PEOPLE + AMBUSHES + RARE,
+    "everything": NETWORK + STORE + PROCESSES + HOSTS + PEOPLE + AMBUSHES + RARE + extra.ODD_FAULTS,
+    "gates": (*extra.GATE_FAULTS, "kill-leader", "power-cut", "start", "stop-leader", "store-late", "ambush-kill"),
+    "power": (*extra.POWER_FAULTS, "kill-leader", "stop-leader", "hang", "never", "power-cut", "start", "store-late"),
+    "pace": (*extra.PACE_FAULTS, "kill-leader", "power-cut", "hook-fails", "hold", "cancel", "pause", "never"),
+    "leaps": (*extra.LEAP_FAULTS, "kill-leader", "rack-lock", "hand-over", "power-cut", "window-close", "stuck"),
+    "records": (*extra.RECORD_FAULTS, "edit-record", "kill-leader", "start", "hold", "halt", "ambush-kill"),
 }
-LONG = ("halt", "raw-halt", "hold", "hold-rack", "pause", "rack-lock", "policy", "window-close", "clock-jump")
+LONG = (
+    "halt", "raw-halt", "hold", "hold-rack", "pause", "rack-lock", "policy", "window-close", "clock-jump", "clock-leap",
+    "cut-long", "gate-blocks", "gate-away", "detection-breaks", "still-required", "spoil", "small-group",
+    "controller-away", "controller-late", "controller-deaf", "controller-silent", "member-down",
+)  # fmt: skip
+SPOILT = ("cycle", "window", "hold", "hold-rack", "power", "rack-record", "durations", "policy", "halt", "machine")
+"""Whose record an engineer makes unreadable; ``machine`` is one that contradicts itself."""
+LEAPS = (60.0, 600.0, 3700.0, 86400.0, 31 * 86400.0, 366 * 86400.0, 3660 * 86400.0)
+"""By how much a wall clock leaps, seconds: from a minute to ten years."""
 
 
 def draw_faults(plan: Plan) -> list[Fault]:
@@ -247,41 +270,66 @@ def draw_faults(plan: Plan) -> list[Fault]:
     kinds = KINDS[plan.profile]
     if not kinds:
         return []
-    names = [n for members in plan.racks.values() for n in members]
-    daemons = [f"d{i + 1}" for i in range(len(plan.daemons))]
     count = rng.randint(3, 30)
-    return sorted(
-        (_draw(rng, plan, rng.choice(kinds), names, daemons) for _ in range(count)),
-        key=lambda f: (f.at, f.kind, f.target),
-    )
+    drawn = [draw(rng, plan, rng.choice(kinds)) for _ in range(count)] + more_faults(plan)
+    return sorted(drawn, key=lambda f: (f.at, f.kind, f.target))
 
 
-def _draw(rng: random.Random, plan: Plan, kind: str, names: list[str], daemons: list[str]) -> Fault:
+ONE_DAEMON = frozenset({"kill-daemon", "stop-daemon", "store-cut", "cut-agents", "check-flaps"})
+ONE_MACHINE = frozenset(
+    {
+        *HOSTS, "cut-machine", "kill-agent", "fuse-agent", "stop-agent", "cut-write", "hold", "clear", "edit-record",
+        "maintenance", "by-hand", "stuck", "cut-long", "node-check", "reboot-required", "detection-breaks",
+        "still-required", "edit-stamps",
+    }
+)  # fmt: skip
+ONE_RACK = frozenset({"hold-rack", "rack-lock", "unlock", "end-lock-session", "rack-power"})
+SHARES = frozenset({"lossy", "repeats", "slow", "store-late", "store-loses", "store-twice"})
+
+
+def draw(rng: random.Random, plan: Plan, kind: str) -> Fault:
+    """One fault of a kind, at some time of the plan's first phase."""
     at = round(rng.uniform(15.0, plan.faults_for), 3)
     seconds = round(rng.choice([rng.uniform(0.5, 8.0), rng.uniform(5.0, 60.0), rng.uniform(60.0, 300.0)]), 2)
     if kind in LONG:
         seconds = round(rng.uniform(5.0, 600.0), 2)
-    target, value = "", 0.0
-    if kind in {"kill-daemon", "stop-daemon", "store-cut", "cut-agents", "check-flaps"}:
-        target = rng.choice(daemons)
-    elif kind in HOSTS or kind in {
-        "cut-machine", "kill-agent", "fuse-agent", "stop-agent", "cut-write", "hold", "clear", "edit-record",
-        "maintenance", "by-hand",
-    }:  # fmt: skip
-        target = rng.choice(names)
-        if rng.random() < 0.5 and kind not in {"clear", "hold"}:
-            target = "out"  # whoever is out of service then: faults there hurt most
-    elif kind in {"hold-rack", "rack-lock", "unlock", "end-lock-session"}:
-        target = rng.choice(list(plan.racks))
+    return Fault(at, kind, _target(rng, plan, kind), seconds, _value(rng, kind))
+
+
+def _target(rng: random.Random, plan: Plan, kind: str) -> str:
+    names = [n for members in plan.racks.values() for n in members]
+    if kind in ONE_DAEMON:
+        return f"d{rng.randint(1, len(plan.daemons))}"
+    if kind in ONE_RACK:
+        return rng.choice(list(plan.racks))
     if kind.startswith("ambush"):
-        target = rng.choice(["draining", "rebooting", "rebooting", "any"])
-    if kind == "rack-power":
-        target = rng.choice(list(plan.racks))
-    if kind in {"lossy", "repeats", "slow", "store-late", "store-loses", "store-twice"}:
-        value = round(rng.choice([0.05, 0.3, 0.8]), 2)
-    elif kind in {"fuse-leader", "fuse-agent"}:
-        value = float(rng.randint(1, 60))
-    elif kind == "clock-jump":
-        value = round(rng.choice([-1, 1]) * rng.choice([5.0, 25.0, 120.0, 3700.0]), 1)
-        target = rng.choice([target, "leader", "daemons"])
-    return Fault(at, kind, target, seconds, value)
+        return rng.choice(["draining", "rebooting", "rebooting", "any"])
+    if kind == "clock-jump":
+        return rng.choice([rng.choice(names), "leader", "daemons"])
+    if kind == "clock-leap":
+        return rng.choice([rng.choice(names), "leader", "leader", "daemons", "daemons"])
+    if kind.startswith("gate-"):
+        return rng.choice(plan.features.gates or ("prometheus",))
+    if kind.startswith("controller-"):
+        return rng.choice(["all", rng.choice(names)])
+    if kind == "spoil":
+        return rng.choice(SPOILT)
+    if kind not in ONE_MACHINE:
+        return ""
+    # Whoever is out of service then: faults there hurt most.
+    out = rng.random() < 0.5 and kind not in {"clear", "hold"}
+    return "out" if out else rng.choice(names)
+
+
+def _value(rng: random.Random, kind: str) -> float:
+    if kind in SHARES:
+        return round(rng.choice([0.05, 0.3, 0.8]), 2)
+    if kind in {"fuse-leader", "fuse-agent"}:
+        return float(rng.randint(1, 60))
+    if kind == "clock-jump":
+        return round(rng.choice([-1, 1]) * rng.choice([5.0, 25.0, 120.0, 3700.0]), 1)
+    if kind == "clock-leap":
+        return rng.choice([-1, 1]) * rng.choice(LEAPS)
+    if kind in {"gate-odd", "emergency"}:
+        return float(rng.randint(0, 5))
+    return round(rng.random(), 3) if kind == "spoil" else 0.0

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import traceback
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 from unittest import mock
 
 import structlog
 
+from rebootd.cli.collector import spare
 from rebootd.coordinator import leader as leader_module
-from rebootd.coordinator.forecasts import Forecasts
 from tests.sim.checks import Violation
 from tests.sim.faults import Faults
+from tests.sim.forecasting import forecasting
 from tests.sim.loop import Livelock
 from tests.sim.people import People
 from tests.sim.plan import make_plan
@@ -59,6 +60,13 @@ def quiet_logs() -> None:
     )
 
 
+@cache
+def prepare() -> None:
+    """Once in a process that does nothing else: no logs, and the collector as the daemons have it (a fifth faster)."""
+    quiet_logs()
+    spare()
+
+
 def run_seed(
     seed: int,
     *,
@@ -85,7 +93,7 @@ def run_world(world: World, faults: Sequence[tuple[int, Fault | None]] = ()) -> 
         return decision
 
     outcome = Outcome(world.plan.seed)
-    with mock.patch.object(leader_module, "decide", checked), mock.patch.object(Forecasts, "keep", _idle):
+    with mock.patch.object(leader_module, "decide", checked), forecasting(world):
         try:
             _play(world, people, faults)
         except Violation as violation:
@@ -112,11 +120,6 @@ def _inner(bug: BaseException) -> str:
         if not isinstance(bug, BaseExceptionGroup):
             return f": {type(bug).__name__}: {bug}"
     return ""
-
-
-async def _idle(_self: Forecasts) -> None:
-    """Estimates cost more than all decisions together, and nothing that is checked here depends on them."""
-    await asyncio.Event().wait()
 
 
 def _play(world: World, people: People, faults: Sequence[tuple[int, Fault | None]]) -> None:
@@ -161,4 +164,4 @@ def _first_cycle(world: World, people: People) -> None:
         world.loop.after(3.0, _first_cycle, world, people)
 
 
-__all__ = ["Outcome", "quiet_logs", "run_seed", "run_world"]
+__all__ = ["Outcome", "prepare", "quiet_logs", "run_seed", "run_world"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from rebootd.core.errors import InvalidInput
 from rebootd.core.model import Cycle, CycleState, Machine, RackRecord, State
 from rebootd.core.policy import DEFAULT_POLICY, Policy, parse_policy
 from rebootd.core.states import WORKING
+from tests.sim.checks_gates import GateChecks, failing_too_long
+from tests.sim.checks_pace import PaceChecks
+from tests.sim.checks_power import PowerChecks
 
 if TYPE_CHECKING:
     from rebootd.core.model import OpenWindow
@@ -71,6 +75,7 @@ class Truth:
         self.known_asides: set[str] = set()
         self.cycles: dict[str, Cycle] = {}
         self.policy: Policy = DEFAULT_POLICY
+        self.policy_broken = False
         self.permits: dict[str, dict[str, float]] = defaultdict(dict)
         """boot_id: nonce: the true time until which its permit is valid."""
         self.history: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
@@ -91,6 +96,17 @@ class Truth:
         self.permit_trick = ""
         """What is done when the next permit is answered: ``restore``, ``freeze``, ``forget`` or ``delay``."""
         self.epoch_at = 0.0
+        self.leader_of: dict[int, str] = {}
+        """Epoch: the daemon that began it."""
+        self.decided_at: dict[int, float] = {}
+        """Epoch: when its leader decided last."""
+        self.clocks_touched = False
+        """Whether any clock has been wrong so far: what leaders measure with it is not judged to the second then."""
+        self.edited = False
+        """Whether a record that waves depend on was edited by hand: the leader may not know it as it is."""
+        self.gates = GateChecks(self)
+        self.powers = PowerChecks(self)
+        self.pace = PaceChecks(self)
         self._decisions = 0
         self._commits_then = (0.0, 0)
 
@@ -134,10 +150,12 @@ class Truth:
                 return
 
     def _policy(self, value: bytes) -> None:
+        self.policy_broken = True
         try:
             self.policy = parse_policy(value.decode())
-        except InvalidInput:
+        except (InvalidInput, UnicodeDecodeError):
             return
+        self.policy_broken = False
 
     def _epoch(self, actor: str, value: bytes) -> None:
         epoch = int(msgspec.json.decode(value)["epoch"])
@@ -147,6 +165,7 @@ class Truth:
         self.counts["leaderships"] += 1
         holder = self.world.consul.entries[f"{PREFIX}leader"].session
         self.leadership = Seen(actor, holder)
+        self.leader_of[epoch] = actor
         # Who is parked there will be heard as soon as the desk opens.
         parked = self.world.daemons[actor].station.open.values()
         self.leadership.heard = {call.box.name: self.world.loop.now for call in parked}
@@ -161,6 +180,8 @@ class Truth:
         if known.state is not State.IN_SERVICE:
             # Edited or deleted by hand meanwhile, it may be either; then it is not held against the leader.
             return actual is not None and actual.state is not State.IN_SERVICE
+        if failing_too_long(self, name):
+            return True
         seen = self.leadership
         if seen is None:
             return True
@@ -196,11 +217,12 @@ class Truth:
         from rebootd.core.model import OpenWindow
 
         prefix = f"{PREFIX}windows/"
-        return tuple(
-            msgspec.json.decode(e.value, type=OpenWindow)
-            for k, e in self.world.consul.entries.items()
-            if k.startswith(prefix)
-        )
+        found = []
+        for key, entry in self.world.consul.entries.items():
+            if key.startswith(prefix):
+                with contextlib.suppress(msgspec.MsgspecError):
+                    found.append(msgspec.json.decode(entry.value, type=OpenWindow))
+        return tuple(found)
 
     def _who(self) -> str:
         seen = self.leadership

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from rebootd.core.wire import Tri
 from rebootd.store.memory import MemoryConsul
 from rebootd.store.memory_state import SERF
 from rebootd.store.port import Set
 from tests.sim.checks import Checks
+from tests.sim.controllers import Controllers
 from tests.sim.daemons import SimDaemon
+from tests.sim.instruments import Instruments
 from tests.sim.loop import SimLoop
 from tests.sim.machines import Machine
 from tests.sim.net import Box, Net
@@ -48,6 +51,9 @@ class World:
                 self.consul.register_node(where, {})
             daemon = SimDaemon(self, number, machine.box if machine else Box(where, ""))
             self.daemons[daemon.id] = daemon
+        self.instruments = Instruments(self) if plan.features.sight else None
+        self.controllers = Controllers(self)
+        self._serf_down: set[str] = set()
         self.checks = Checks(self)
 
     def rng(self, name: str) -> random.Random:
@@ -85,6 +91,8 @@ class World:
             self.loop.after(rng.uniform(0.0, 1.0), daemon.start)
         for machine in self.machines.values():
             self.loop.after(rng.uniform(0.0, 5.0), machine.start_agent)
+            if machine.name in self.plan.required:
+                machine.find(Tri.YES, "libc")
 
     # --- what happens to parts ----------------------------------------------------------------
 
@@ -124,11 +132,24 @@ class World:
     def _serf(self, machine: Machine, boots: int) -> None:
         if not machine.box.up and machine.boots == boots:
             self.consul.set_check(machine.name, SERF, "critical")
+            self._serf_down.add(machine.name)
+            self.looked_different()
+
+    def serf_down(self, name: str) -> bool:
+        """Whether Consul's servers say that the node has failed."""
+        return name in self._serf_down
+
+    def looked_different(self) -> None:
+        """A check of some node has changed."""
+        if self.instruments is not None:
+            self.instruments.changed()
 
     def host_up(self, machine: Machine) -> None:
         """Its Consul agent joins again, and its daemon is started."""
         self.say(f"{machine.name} is up as {machine.boot_id}")
         self.consul.set_check(machine.name, SERF, "passing")
+        self._serf_down.discard(machine.name)
+        self.looked_different()
         for daemon in self.daemons.values():
             if daemon.box is machine.box:
                 self.loop.after(self.rng(f"{daemon.id} {machine.boots}").uniform(1.0, 10.0), daemon.start)
@@ -147,6 +168,9 @@ class World:
         store.away = 0
         store.lose_request = store.lose_reply = store.late = store.twice = 0.0
         self.dns_away = 0
+        self.controllers.trouble.clear()
+        if self.instruments is not None:
+            self.instruments.heal()
         for machine in self.machines.values():
             machine.box.cut_agents = machine.box.cut_store = 0
             machine.box.offset = 0.0
@@ -155,6 +179,8 @@ class World:
             machine.failing.clear()
             machine.consul.away = 0
             machine.next_boot = ""
+            machine.sticky = False
+            machine.find()
             if machine.process is not None:
                 machine.process.fuse = -1
                 machine.process.go_on()

@@ -76,6 +76,8 @@ class NomadAgent:
     def spawn(self) -> None:
         """Starts the process, without waiting until it is of use."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Nomad would make it for root alone; tasks of other users must pass through it.
+        (self.folder / "data").mkdir(mode=0o711, exist_ok=True)
         path = self.folder / "config.json"
         path.write_text(json.dumps(self.config), encoding="utf-8")
         with (self.folder / "log").open("ab") as output:

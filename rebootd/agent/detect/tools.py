@@ -13,6 +13,7 @@ import msgspec
 
 from rebootd.agent.detect.finding import Finding
 from rebootd.agent.hooks import run_program
+from rebootd.core.codec import read_json
 from rebootd.core.wire import Tri
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _json(outcome: Outcome) -> dict[str, Any] | None:
     text = outcome.output
     # Warnings on standard error may stand around it.
     try:
-        return msgspec.json.decode(text[text.index("{") : text.rindex("}") + 1], type=dict[str, Any])
+        return read_json(text[text.index("{") : text.rindex("}") + 1], dict[str, Any])
     except (ValueError, msgspec.MsgspecError):
         return None
 

@@ -15,6 +15,8 @@ import msgspec
 from yarl import URL
 
 from rebootd.core.errors import Denied, InvalidInput, NotFound, OutcomeUnknown, Refused, Unreachable
+from rebootd.tls.files import TlsFiles
+from rebootd.tls.follow import Renewed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,10 +93,8 @@ class NomadSettings(msgspec.Struct, frozen=True, kw_only=True):
         except (OSError, UnicodeDecodeError) as error:
             raise Unreachable(f"Nomad's token {self.token_file} cannot be read: {error}") from error
 
-    def tls(self) -> ssl.SSLContext | None:
+    def tls(self) -> ssl.SSLContext:
         """What an ``https`` address is spoken to with. Raises InvalidInput for files that cannot be used."""
-        if urlsplit(self.address).scheme != "https":
-            return None
         try:
             context = ssl.create_default_context(cafile=self.ca_file or None)
             if self.cert_file:
@@ -112,7 +112,9 @@ class NomadHttp:
 
     def __init__(self, settings: NomadSettings) -> None:
         self._settings = settings
-        self._tls = settings.tls()
+        files = TlsFiles(ca=settings.ca_file, cert=settings.cert_file, key=settings.key_file)
+        secure = urlsplit(settings.address).scheme == "https"
+        self._tls = Renewed(files, settings.tls) if secure else None
         url = urlsplit(settings.address)
         self._socket = url.path if url.scheme == "unix" else ""
         self._base = "http://nomad" if self._socket else settings.address.rstrip("/")
@@ -156,6 +158,8 @@ class NomadHttp:
             data=body,
             headers={"X-Nomad-Token": token} if token else {},
             server_hostname=settings.server_name or None,
+            # New files make a new context, and thereby new connections; the old ones end when they are idle.
+            ssl=self._tls.context() if self._tls is not None else True,
             allow_redirects=False,
         ) as response:
             said = await response.content.read(MOST + 1)
@@ -171,7 +175,7 @@ class NomadHttp:
             if self._socket:
                 connector = aiohttp.UnixConnector(self._socket, limit=CONNECTIONS)
             else:
-                connector = aiohttp.TCPConnector(ssl=self._tls if self._tls is not None else True, limit=CONNECTIONS)
+                connector = aiohttp.TCPConnector(limit=CONNECTIONS)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=aiohttp.ClientTimeout(total=self._settings.timeout, connect=3.0),

@@ -73,12 +73,8 @@ class Tools:
         also: Sequence[int] = (),
     ) -> T:
         """The answer of another service. Redirects are not followed: a login page is no reading."""
-        if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS), cookie_jar=aiohttp.DummyCookieJar()
-            )
         try:
-            async with self._session.get(
+            async with self._open().get(
                 url, params=list(params), headers=dict(headers or {}), allow_redirects=False
             ) as response:
                 body = await response.content.read(MOST + 1)
@@ -92,6 +88,25 @@ class Tools:
             said = body[:200].decode("utf-8", "replace").strip()
             raise (NotAllowed if response.status == 403 else Unreachable)(f"{url}: {response.status} {said}")
         return decoded(body, kind, url)
+
+    async def send(self, method: str, url: str, body: object, headers: Mapping[str, str]) -> None:
+        """Asks another service to do something, once. Raises ``Unreachable`` when it does not say that it did."""
+        try:
+            async with self._open().request(
+                method, url, json=body, headers=dict(headers), allow_redirects=False
+            ) as response:
+                said = (await response.content.read(200)).decode("utf-8", "replace").strip()
+        except (aiohttp.ClientError, ValueError) as error:
+            raise Unreachable(f"{url}: {str(error) or type(error).__name__}") from error
+        if response.status not in {200, 204}:
+            raise Unreachable(f"{url}: {response.status} {said}")
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS), cookie_jar=aiohttp.DummyCookieJar()
+            )
+        return self._session
 
     def token(self, address: str) -> str:
         """The token for the host and port of ``address``, ``""`` without one; read anew so that it can be changed.

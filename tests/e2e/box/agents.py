@@ -95,7 +95,9 @@ def _reception(layer: Path) -> None:
 def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
     """The daemon and the agent in a host's own layer."""
     units = [
-        name for name, wanted in (("rebootd.service", host.daemon), ("rebootd-agent.service", host.agent)) if wanted
+        name
+        for name, wanted in (("rebootd.service", host.daemon and not plan.nomad), ("rebootd-agent.service", host.agent))
+        if wanted
     ]
     if not units:
         return

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rebootd.consul.binary import locate
-from tests.e2e.box import agents, cgroups, consul, layers, lb, rootfs
+from tests.e2e.box import agents, cgroups, consul, layers, lb, nomad, rootfs
 from tests.e2e.box.host import Note
 from tests.e2e.box.plant import EVENTS, SOCKET, Setup
 from tests.support.cluster import die_with_parent, wait_for
@@ -49,12 +49,15 @@ class Box:
         everywhere = folder / "layers" / "all"
         layers.common(everywhere)
         binds = [f"{locate()}:{consul.PROGRAM}", *agents.program(everywhere, one_file)]
+        if plan.nomad:
+            binds.append(f"{nomad.binary()}:{nomad.BINARY}")
         for host in plan.hosts:
             layer = folder / "layers" / host.name
             layers.own(layer, host)
             consul.install(layer, plan, host)
             lb.install(layer, host)
             agents.install(layer, plan, host)
+            nomad.install(layer, plan, host)
         name = f"{cgroups.PREFIX}{uuid.uuid4().hex[:8]}"
         setup = Setup(box=name, plan=plan, rootfs=str(base), binds=tuple(binds))
         (folder / "setup.json").write_bytes(msgspec.json.encode(setup))

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from tests.e2e.box.control import Box
 
+DRAINS = """
+drains:
+  nomad: {machines: role=web, deadline: 60s, services: 60s}
+"""
 CLONE_NEWNET = 0x40000000
 
 
@@ -88,7 +92,8 @@ class Desk:
         return [msgspec.json.decode(row, type=Event) for row in self.ask("GET", "/v1/events?limit=10000").splitlines()]
 
     def ask_policy(self, text: str) -> None:
-        """Puts a policy into force."""
+        """Puts a policy into force; with Nomad in the box, it drains the workers there too."""
+        text += DRAINS if self.box.plan.nomad else ""
         self._thread.submit(self._client.ask, "PUT", "/v1/policy", text.encode()).result()
 
     def counted(self, sample: str) -> float:

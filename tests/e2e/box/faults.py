@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tests.e2e.box import nomad
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
@@ -22,6 +24,11 @@ CHECKS = "/etc/rebootd/post-boot.d"
 def kill(box: Box, host: str, unit: str) -> None:
     """SIGKILL to the main process of a unit; systemd starts it again."""
     box.run(host, "systemctl", "kill", "-s", "KILL", "--kill-whom=main", unit)
+
+
+def kill_daemon(box: Box, host: str) -> None:
+    """SIGKILL to the rebootd daemon of a host; whoever started it starts it again."""
+    box.run(host, "pkill", "-KILL", "-f", "server --listen")
 
 
 def reboot_unannounced(box: Box, host: str) -> None:
@@ -117,6 +124,7 @@ def cold_start(desk: Desk, timeout: float, *, traffic: bool = True) -> dict[str,
 
     steps: dict[str, Callable[[], object]] = {
         "consul leads": lambda: _consul_leads(box),
+        **({"nomad leads": lambda: nomad.ready(box)} if box.plan.nomad else {}),
         "rebootd leads": desk.status,
         "all in service": lambda: received() == {host.name for host in box.plan.machines},
         "all get requests": lambda: len(desk.pool()) == sum(host.web for host in box.plan.hosts),

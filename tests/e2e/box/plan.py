@@ -36,12 +36,16 @@ class HostPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. ``token`` is what rebootd's callers must show; ``bmc_user`` and ``bmc_password`` open its BMC."""
+    """All of it. ``token`` is what rebootd's callers must show; ``bmc_user`` and ``bmc_password`` open its BMC.
+
+    ``nomad``: servers of it run beside Consul's and clients on the web hosts, and it decides where daemons run.
+    """
 
     hosts: tuple[HostPlan, ...]
     token: str = "a-token-of-the-box"
     bmc_user: str = "rebootd"
     bmc_password: str = "power-of-the-box"
+    nomad: bool = False
 
     @property
     def machines(self) -> tuple[HostPlan, ...]:
@@ -55,7 +59,7 @@ class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def daemons(self) -> tuple[HostPlan, ...]:
-        """The hosts that run a rebootd daemon."""
+        """The hosts that run a rebootd daemon, or may."""
         return tuple(host for host in self.hosts if host.daemon)
 
     def host(self, name: str) -> HostPlan:
@@ -80,17 +84,17 @@ def small() -> BoxPlan:
     return BoxPlan(hosts=(_server(1, agent=False), *workers, _balancer()))
 
 
-def full() -> BoxPlan:
+def full(*, nomad: bool = False) -> BoxPlan:
     """Three Consul servers and six workers on three racks, all of them machines; daemons on a worker of each rack.
 
-    The workers of the third rack are stateless.
+    The workers of the third rack are stateless. With ``nomad`` the daemons run where it puts them.
     """
     workers = [
         HostPlan(
             name=f"w{n}",
             number=20 + n,
             rack=f"r{(n - 1) % 3 + 1}",
-            daemon=n <= 3,
+            daemon=n <= 3 or nomad,
             agent=True,
             web=True,
             stateless=n % 3 == 0,
@@ -98,10 +102,11 @@ def full() -> BoxPlan:
         for n in range(1, 7)
     ]
     servers = [_server(n, agent=True) for n in (1, 2, 3)]
-    return BoxPlan(hosts=(*servers, *workers, _balancer()))
+    return BoxPlan(hosts=(*servers, *workers, _balancer()), nomad=nomad)
 
 
 PLANS = {"small": small, "full": full}
+"""By their names for people. A full one can have Nomad."""
 
 
 def _server(number: int, *, agent: bool) -> HostPlan:

@@ -67,6 +67,11 @@ def controller(box: Box) -> Iterator[Path]:
         process.wait(10)
 
 
+def resets(box: Box) -> int:
+    """How often the controller was asked to reset a host since it was started."""
+    return (box.folder / "redfish" / "log").read_bytes().count(b"ComputerSystem.Reset")
+
+
 def _wait_answer(box: Box, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 30
     words = [*box.within(), "curl", "-s", "-m", "2", "-o", "/dev/null", f"http://{GATEWAY}:{BMC_PORT}/redfish/v1/"]

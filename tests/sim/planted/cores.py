@@ -30,7 +30,7 @@ def _counting(change: Callable[[Snapshot], Snapshot]) -> Callable[[], Patches]:
     def patches() -> Patches:
         init = limits.Capacity.__init__
 
-        def counted(self: Any, snapshot: Snapshot) -> None:
+        def counted(self: Any, snapshot: Snapshot, _roll: Any = None) -> None:
             init(self, change(snapshot))
 
         return [mock.patch.object(limits.Capacity, "__init__", counted)]
@@ -161,7 +161,7 @@ def _any_boot() -> Patches:
 
 
 def _no_reasons() -> Patches:
-    return [mock.patch.object(admit, "_explain", return_value=None)]
+    return [mock.patch.object(admit, "explain", return_value={})]
 
 
 def _no_deadlines() -> Patches:

@@ -1,0 +1,32 @@
+"""Whether what a decision changes can lead to more at once, so that it is worth while to look again when it has landed.
+
+Most steps only move one machine on to where it waits for its agent: nobody else can go for that. What gives something
+free is another matter: a machine that is back or is set aside, a rack's lock, a cycle that ended or halted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rebootd.core.states import WORKING
+
+if TYPE_CHECKING:
+    from rebootd.core.decision import Decision, MachineStep
+
+
+def leads_on(decision: Decision) -> bool:
+    """Whether another decision may find something to do as soon as this one's changes are in the store.
+
+    False is certain as long as nobody says anything new and no moment comes that the clock alone brings.
+    """
+    if decision.locks or decision.unlocks or decision.cycles or decision.power or decision.prune:
+        return True
+    return any(_leads_on(step) for step in decision.steps)
+
+
+def _leads_on(step: MachineStep) -> bool:
+    before, after = step.before, step.after
+    if before is None or after is None or step.lock or step.unlock:
+        return True
+    # An outcome may end its cycle, or be one failure too many.
+    return after.state not in WORKING or after.outcomes != before.outcomes

@@ -1,0 +1,66 @@
+"""Checked on each decision (S8): every reason says what blocks, since when and who can clear it, and keeps to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rebootd.core.decision import Decision
+    from rebootd.core.model import Blocker, Snapshot
+    from tests.sim.truth import Truth
+
+MOVES = 0.5
+"""Seconds by which a reason's ``since`` may differ from decision to decision."""
+FLEETING = frozenset({"next", "racks", "limit", "conflict", "rack-lock", "quorum", "store"})
+"""Kinds of reasons that are about this very moment."""
+
+
+class ReasonChecks:
+    """Beside the other checks of one world."""
+
+    def __init__(self, truth: Truth) -> None:
+        self.truth = truth
+        self._epoch = 0
+        self._said: dict[str, tuple[int, dict[tuple[str, str], float]]] = {}
+        self._offset = 0.0
+
+    def decided(self, snapshot: Snapshot, decision: Decision) -> None:
+        """A leader decided."""
+        world = self.truth.world
+        daemon = world.daemons.get(self.truth.leader_of.get(snapshot.epoch, ""))
+        offset = daemon.box.offset if daemon is not None else 0.0
+        if snapshot.epoch != self._epoch or offset != self._offset:
+            self._epoch, self._offset, self._said = snapshot.epoch, offset, {}
+        seen: dict[int, dict[tuple[str, str], float]] = {}
+        said = {}
+        # Who moves on by this decision is told where it comes to.
+        moved_on = {step.name: step.after.version for step in decision.steps if step.after is not None}
+        for name, reasons in decision.reasons.items():
+            found = seen.get(id(reasons))
+            if found is None:
+                found = seen[id(reasons)] = self._look(name, reasons, snapshot.now)
+            machine = snapshot.machines.get(name)
+            version = moved_on.get(name, machine.version if machine is not None else 0)
+            said[name] = (version, found)
+            then, before = self._said.get(name, (-1, {}))
+            if then != version:
+                # What its agent or its state is about began anew.
+                continue
+            for key, since in found.items():
+                if key in before and abs(since - before[key]) > MOVES and not _fleeting(*key):
+                    moved = f"since {before[key]:.1f} before and {since:.1f} now"
+                    self.truth.fail("S8", f"{name} waits, {moved}, for {key[0]}: {key[1]}")
+        self._said = said
+
+    def _look(self, name: str, reasons: tuple[Blocker, ...], now: float) -> dict[tuple[str, str], float]:
+        for r in reasons:
+            if not (r.kind and r.what and r.clears):
+                self.truth.fail("S8", f"a reason of {name} is incomplete: {r}")
+            elif not 0.0 <= r.since <= now + MOVES and r.since == r.since:
+                self.truth.fail("S8", f"a reason of {name} is from the future: {r.since - now:.0f} s ahead: {r}")
+        return {(r.kind, r.what): r.since for r in reasons}
+
+
+def _fleeting(kind: str, what: str) -> bool:
+    """Whether a reason is about this very moment; so are gates whose next reading is under way."""
+    return kind in FLEETING or (kind == "gate" and ("it is read again" in what or "not been read yet" in what))
