@@ -303,6 +303,11 @@ def _daemons(board: Dashboard) -> None:
             ("max(rebootd_audit_chain_broken{FLEET})", "chain broken"),
             ("max(rebootd_audit_unwritable{FLEET})", "file cannot be written"),
         ),
+        lines(
+            "Notifications",
+            "Per hour: what receivers (chat, mail, webhooks) took, did not take, and what was dropped for them.",
+            ("sum by (result) (increase(rebootd_notifications_total{FLEET}[1h]))", "{{result}}"),
+        ),
     ):
         board.with_panel(panel)
 

@@ -35,6 +35,7 @@ OUT_PAUSE = 5.0
 SPACING = 0.05
 COMPLAIN_EVERY = 60.0
 DETAIL_KEPT, DETAIL_BEGIN = 2000, 200
+DOING_KEPT = 200
 KEEPS_OUT = frozenset({"draining", "drained", "held", "quarantined"})
 """States of a machine that a coordinator wants out of service."""
 _log = structlog.get_logger("rebootd.agent.loop")
@@ -210,6 +211,7 @@ class ReportLoop:
             in_service=record.in_service,
             by_hand=record.by_hand,
             announced=record.announced,
+            doing=self._runner.doing[:DOING_KEPT],
             last_shutdown=record.last_shutdown,
             clock=self._host.now(),
             agent=__version__,

@@ -38,6 +38,12 @@ def new_nonce() -> str:
     return uuid.uuid4().hex
 
 
+def _about(directive: Directive) -> dict[str, str | int]:
+    """What a line of the log says of a directive, so that it is found beside those of leader and rebootctl."""
+    machine = directive.id.split("/", maxsplit=1)[0]
+    return {"machine": machine, "cycle": directive.cycle, "epoch": directive.epoch, "request": directive.request}
+
+
 class BootChanged(Refused):
     """The boot_id changed under a running agent: it must start anew, as it does after a boot."""
 
@@ -149,7 +155,7 @@ class Runner:
         return self._journal.record.result(directive)
 
     async def _run(self, directive: Directive) -> None:
-        _log.info("directive", id=directive.id, kind=directive.kind.value, cycle=directive.cycle, epoch=directive.epoch)
+        _log.info("directive", id=directive.id, kind=directive.kind.value, **_about(directive))
         self.doing = directive.kind.value
         work = {
             DirectiveKind.DRAIN: self._drain,
@@ -178,7 +184,7 @@ class Runner:
             _log.error("result not journaled", directive=directive.id, error=str(error))
         self._current, self.doing, self.going_down = None, "", False
         log = _log.info if outcome.ok else _log.error
-        log("directive done", id=directive.id, ok=outcome.ok, detail=outcome.detail[:300])
+        log("directive done", id=directive.id, ok=outcome.ok, detail=outcome.detail[:300], **_about(directive))
         self._wake()
 
     async def _hooks(self, folder: str, directive: Directive) -> HookOutcome:
@@ -261,7 +267,7 @@ class Runner:
             if not why:
                 break
             self.doing = f"reboot: {why}"
-            _log.warning("no reboot yet", directive=directive.id, why=why)
+            _log.warning("no reboot yet", directive=directive.id, why=why, **_about(directive))
             await asyncio.sleep(self._backoff.next(PERMIT_PAUSE))
         return await self._wait_for_the_end(directive, self._host.boottime())
 
@@ -302,7 +308,8 @@ class Runner:
             self.going_down = False
             return f"the permit was valid for {answer.valid_for:g} s and is over"
         method = directive.method or self._settings.reboot_method
-        _log.info("rebooting", directive=directive.id, boot_id=present, epoch=answer.epoch, method=method)
+        about = _about(directive) | {"epoch": answer.epoch}
+        _log.info("rebooting", directive=directive.id, boot_id=present, method=method, **about)
         process = await self._host.reboot(present, {**self._environ, "REBOOTD_METHOD": method}, method)
         self._process = process
         return ""

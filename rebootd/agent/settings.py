@@ -15,6 +15,8 @@ from rebootd.tls.files import TlsFiles
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: days that no month has are ValueErrors, brackets without end a RecursionError."""
 DEFAULT_CONFIG = "/etc/rebootd/agent.yaml"
 ENV_PREFIX = "REBOOTD_AGENT_"
 METHODS = ("reboot", "kexec", "soft-reboot", "custom")
@@ -160,7 +162,7 @@ def fragments(config: str | Path) -> dict[str, Any]:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, *UNREADABLE) as error:
             raise InvalidInput(str(file), " ".join(str(error).split()), "a readable YAML file") from error
         if content is None:
             continue
@@ -269,7 +271,7 @@ def split_server(server: str) -> tuple[str, int]:
 def _value(field: str, text: str) -> Any:
     try:
         return yaml.safe_load(text) if text.strip() else ""
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise InvalidInput(field, text, "a YAML value") from error
 
 
@@ -283,7 +285,7 @@ def _convert(field: str, value: object, hint: Any) -> Any:
         value = {str(k): str(v) if isinstance(v, int | float) else v for k, v in value.items()}
     try:
         return msgspec.convert(value, hint)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise InvalidInput(field, value, _accepted(hint, str(error))) from error
 
 

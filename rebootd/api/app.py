@@ -11,9 +11,11 @@ from aiohttp import web
 
 from rebootd.api import openapi, route, table
 from rebootd.api.bodies import problem
+from rebootd.api.callers import caller
 from rebootd.api.daemon import DOCUMENT
 from rebootd.api.door import DOOR, Door
 from rebootd.api.guard import Guard
+from rebootd.api.request_id import HEADER, known_id, request_id
 from rebootd.core.errors import (
     Denied,
     Forbidden,
@@ -61,11 +63,11 @@ def _front(door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
     ) -> web.StreamResponse:
         try:
             await door.admit(request)
-            return await handler(request)
+            return _with_id(request, await handler(request))
         except RebootdError as error:
-            return _answer_error(error)
+            return _with_id(request, _answer_error(error))
         except web.HTTPException as error:
-            return _answer_http(error, request)
+            return _with_id(request, _answer_http(error, request))
         except (ConnectionResetError, asyncio.CancelledError):
             raise
         except Exception:
@@ -74,6 +76,28 @@ def _front(door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
             return problem(500, Problem(error="a mistake in rebootd itself: its log has the details"))
 
     return front
+
+
+def _with_id(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """With the request's id: of every change, and of whatever came with one. A change is a line in the log."""
+    known = known_id(request)
+    if known:
+        who = caller(request)
+        log.info(
+            "change",
+            request=known,
+            method=request.method,
+            path=request.path[:200],
+            status=response.status,
+            identity=who.identity,
+            role=who.role,
+            address=who.address,
+        )
+    elif HEADER in request.headers:
+        known = request_id(request)
+    if known and not response.prepared:
+        response.headers[HEADER] = known
+    return response
 
 
 def _answer_error(error: RebootdError) -> web.Response:

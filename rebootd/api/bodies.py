@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import web
 
 from rebootd.core.errors import InvalidInput
+from rebootd.core.inputs import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,7 @@ _NAMED_FIELD = re.compile(r"Object (missing required|contains unknown) field `(.
 
 def answer(value: object) -> web.Response:
     """A struct as JSON."""
-    return web.Response(body=_encoder.encode(value), headers=JSON)
+    return web.Response(body=_encoder.encode(value) + b"\n", headers=JSON)
 
 
 def problem(status: int, said: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -38,7 +39,7 @@ def problem(status: int, said: Problem, headers: Mapping[str, str] | None = None
     clean = msgspec.structs.replace(
         said, **{f: getattr(said, f).encode("utf-8", "replace").decode() for f in said.__struct_fields__}
     )
-    return web.Response(status=status, body=_encoder.encode(clean), headers={**JSON, **(headers or {})})
+    return web.Response(status=status, body=_encoder.encode(clean) + b"\n", headers={**JSON, **(headers or {})})
 
 
 async def read(request: web.Request, limit: int) -> bytes:
@@ -65,12 +66,12 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), body) from None
+        raise _explained(str(error), body, getattr(decoder.type, "__struct_fields__", ())) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput("body", body[:80].decode("utf-8", "replace"), f"JSON ({error})") from None
 
 
-def _explained(message: str, body: bytes) -> InvalidInput:
+def _explained(message: str, body: bytes, known: tuple[str, ...]) -> InvalidInput:
     found = _PATH.match(message)
     what, path = (found[1], found[2]) if found else (message, "")
     named = _NAMED_FIELD.match(what)
@@ -78,7 +79,10 @@ def _explained(message: str, body: bytes) -> InvalidInput:
         field = f"{path}.{named[2]}".lstrip(".")
         if named[1].startswith("missing"):
             return InvalidInput(field, None, f"the field {named[2]}, which must be given")
-        return InvalidInput(field, _at(body, f"{path}.{named[2]}"), "known fields only (docs/api.md)")
+        near = nearest(named[2], known)
+        hint = f" (did you mean {near}?)" if near else ""
+        accepted = "known fields only (docs/api.md)" if path else f"a known field: {', '.join(sorted(known))}{hint}"
+        return InvalidInput(field, _at(body, f"{path}.{named[2]}"), accepted)
     return InvalidInput(path.lstrip(".") or "body", _at(body, path), what.removeprefix("Expected ").replace("`", ""))
 
 

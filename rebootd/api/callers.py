@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp.web import RequestKey
 
+from rebootd.api.request_id import request_id
 from rebootd.core.caller import Caller
 from rebootd.core.operations_inputs import Because
 
@@ -30,4 +31,4 @@ def remember(request: web.Request, who: Caller) -> None:
 def because(request: web.Request, by: str, reason: str) -> Because:
     """Who asks for a change and why: the identity that was proved, else what the request says."""
     who = caller(request)
-    return Because(by=who.identity if who.proved else by, reason=reason)
+    return Because(by=who.identity if who.proved else by, reason=reason, request=request_id(request))

@@ -14,7 +14,7 @@ DOCUMENT: web.AppKey[bytes] = web.AppKey("document", bytes)
 
 
 async def _healthz(_request: web.Request) -> web.Response:
-    return web.json_response({"status": "ok"})
+    return web.Response(body=b'{"status":"ok"}\n', headers={"Content-Type": JSON})
 
 
 async def _metrics(request: web.Request) -> web.Response:

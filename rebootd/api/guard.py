@@ -73,7 +73,8 @@ class Guard:
                     who = self._known[transport] = identity_of(cert)
                 return self._certified(who, address)
         if self._bearer and "Authorization" in request.headers:
-            given = request.headers["Authorization"].encode("utf-8", "surrogateescape")
+            scheme, _, shown = request.headers["Authorization"].partition(" ")
+            given = f"{scheme.title()} {shown}".encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given, self._bearer):
                 raise Unauthorized("the token is not this daemon's (Authorization: Bearer <token>)")
             return Caller(identity="token", kind="token", role=Role.ADMIN, address=address)

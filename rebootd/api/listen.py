@@ -18,7 +18,7 @@ import msgspec
 
 from rebootd.api.connections import DEFAULT_LIMITS, Limits, Runner
 from rebootd.core.errors import InvalidInput
-from rebootd.tls.listener import HANDSHAKE_TIME
+from rebootd.tls.listener import HANDSHAKE_TIME, slim
 
 if TYPE_CHECKING:
     import ssl
@@ -129,6 +129,8 @@ async def serve(
 ) -> Serving:
     """Serves ``app``, over TLS with a ``context``. Raises OSError when the address cannot be bound."""
     lift_open_files()
+    if context is not None:
+        slim()
     runner = Runner(app, limits, handler_cancellation=True, shutdown_timeout=GRACE)
     await runner.setup()
     try:

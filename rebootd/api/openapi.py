@@ -83,6 +83,13 @@ RULES: Mapping[str, Mapping[str, _Rule]] = {
 }
 """What is asked of the fields of requests beyond their types."""
 
+SECURITY: Mapping[str, _Rule] = {
+    "token": {"type": "http", "scheme": "bearer", "description": "the shared token: everything is allowed"},
+    "certificate": {"type": "mutualTLS", "description": "names a machine, or a person and a role"},
+    "consul": {"type": "apiKey", "in": "header", "name": "X-Consul-Token", "description": "policies map to roles"},
+}
+"""How a caller shows who it is; which of them a daemon takes is how it was started (docs/security.md)."""
+
 SAID: Mapping[int, tuple[str, Mapping[str, object]]] = {
     307: (
         "Another daemon leads: ask there",
@@ -129,7 +136,7 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": dict(sorted(components.items())),
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": SECURITY,
         },
     }
 
@@ -157,8 +164,10 @@ def _operation(route: Route) -> dict[str, Any]:
         schema = _POLICY if route.body is str else _schema(route.body)
         said["requestBody"] = {"required": not route.optional, "content": {media: {"schema": schema}}}
     if route.role:
-        said["security"] = [{"token": []}]
+        said["security"] = [*({name: []} for name in SECURITY), *([{}] if route.bare else [])]
         said["x-role"] = route.role
+        if route.stricter:
+            said["x-role-for-field"] = dict(route.stricter)
     return said
 
 

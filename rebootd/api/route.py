@@ -65,8 +65,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         # 400 also answers what is no HTTP at all, on every route.
         found = {200, 400, *self.errors}
         if self.role:
-            # Who asks is known to be somebody (401) and to have the role (403); a query with unknown names is refused.
-            found |= {401, 403}
+            # Who asks is nobody (401), may not (403), or cannot be told because Consul is away (503).
+            found |= {401, 403, 503}
         if self.leader:
             found |= {307, 503}
         if self.body is not None:

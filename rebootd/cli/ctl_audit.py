@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rebootd.cli.ctl_client import BAD_INPUT, FAILED, Trouble
-from rebootd.cli.ctl_common import Ctl, CtlGroup, clean, table, text, when, with_ctl
+from rebootd.cli.ctl_common import Ctl, CtlGroup, clean, read_answer, table, text, when, with_ctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,12 +103,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _ask_head(ctl: Ctl) -> Head:
-    import msgspec
-
     from rebootd.api.audit import AuditShow
 
-    shown = msgspec.json.decode(ctl.client.ask("GET", "/v1/audit"), type=AuditShow)
-    return shown.head
+    return read_answer(ctl.client.ask("GET", "/v1/audit"), AuditShow).head
 
 
 def _read_head(raw: bytes) -> Head:

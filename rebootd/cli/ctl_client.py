@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import ssl
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,6 +65,8 @@ class Client:
         self._consul_token = consul_token
         self._wire = wire
         self._timeout = timeout
+        # One for all that a command asks, so that logs, events and agents tell of the same.
+        self.request_id = os.urandom(16).hex()
 
     def ask(self, method: str, path: str, body: bytes | None = None, **query: object) -> bytes:
         """The body of the answer. What only looks is tried again while nobody leads; a change is not,
@@ -147,7 +150,7 @@ class Client:
         except OSError as error:
             connection.close()
             raise _NotSentError(_reason(error)) from None
-        headers = {"User-Agent": f"rebootctl/{__version__}"}
+        headers = {"User-Agent": f"rebootctl/{__version__}", "X-Request-Id": self.request_id}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         if self._consul_token:
@@ -260,6 +263,8 @@ def _checked(response: http.client.HTTPResponse, method: str) -> http.client.HTT
         text = str(said["error"])
     except (ValueError, KeyError, TypeError):
         said, text = None, f"HTTP {response.status} {response.reason}; is this a rebootd daemon?"
+    if response.status == 401:
+        text += "; rebootctl shows who you are with --tls-cert and --tls-key, --token-file or --consul-token-file"
     if response.status == 503:
         trouble = Trouble(text, UNREACHABLE, said)
         if method == "GET":
@@ -277,4 +282,6 @@ def _reason(error: Exception) -> str:
         from rebootd.tls.words import why
 
         return why(error)
+    if isinstance(error, TimeoutError) and not error.strerror:
+        return "no answer in time"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -28,6 +28,23 @@ WIDE = 240
 _MOMENT = re.compile(r"\{(\d{9,11})\}")
 
 
+def read_answer(raw: bytes, kind: type[T]) -> T:
+    """The answer. Raises Trouble when something else than a daemon has answered."""
+    import msgspec
+
+    from rebootd.core.codec import read_json
+
+    try:
+        return read_json(raw, kind)
+    except msgspec.MsgspecError as error:
+        raise not_ours(str(error)) from None
+
+
+def not_ours(why: str) -> Trouble:
+    """The error for an answer that no daemon gives."""
+    return Trouble(f"what answers there is no rebootd daemon, or one of another version: {why[:200]}")
+
+
 class Ctl:
     """One run of rebootctl."""
 
@@ -40,7 +57,7 @@ class Ctl:
         """Prints an answer as JSON, or as ``render`` makes it for people. Returns it decoded."""
         import msgspec
 
-        answer = msgspec.json.decode(raw, type=kind)
+        answer = read_answer(raw, kind)
         if self.as_json:
             click.echo(msgspec.json.format(raw, indent=2))
         else:
@@ -55,7 +72,10 @@ class Ctl:
         import msgspec
 
         raw = self.client.ask(method, path, msgspec.json.encode({"by": self.by, **body}))
-        click.echo(msgspec.json.format(raw, indent=2) if self.as_json else msgspec.json.decode(raw)["done"])
+        answer = read_answer(raw, dict[str, Any])
+        if "done" not in answer:
+            raise not_ours("it does not say what was done")
+        click.echo(msgspec.json.format(raw, indent=2) if self.as_json else answer["done"])
 
 
 def console() -> Console:

@@ -49,7 +49,9 @@ def cycle() -> None:
 @click.option("--failure-budget", metavar="N|N%", help="Failed machines that are tolerated. Default: the policy's.")
 @click.option("--allow-empty", is_flag=True, help="Start it although no machine matches yet.")
 @click.option("--no-waves", is_flag=True, help="All at once as far as the policy's waves go.")
-@click.option("--method", type=click.Choice(METHODS), help="How its machines reboot. Default: the policy's, the host's.")
+@click.option(
+    "--method", type=click.Choice(METHODS), help="How its machines reboot. Default: the policy's, the host's."
+)
 @click.option("--emergency", is_flag=True, help="Go outside of windows too; needs --reason. Limits and quorum stay.")
 @click.option("--skip-gate", multiple=True, metavar="NAME", help="With --emergency: go past this gate too; repeatable.")
 @reason_option
@@ -172,6 +174,8 @@ def _estimate(s: shapes.CycleShow) -> str:
     from rebootd.cli.ctl_plan import ends
 
     e = s.estimate
+    if e is not None and e.note:
+        return f"none: {e.note} ({ago(e.at, s.now)})"
     if s.cycle.standing:
         return f"it never ends; {e.to_go} machines to go" if e is not None else "it never ends"
     if e is None:

@@ -14,6 +14,7 @@ from rebootd.cli.ctl_common import (
     ago,
     clean,
     clock,
+    read_answer,
     span,
     styled,
     table,
@@ -154,6 +155,11 @@ def _machine(m: shapes.MachineShow) -> Iterator[RenderableType]:
         ]
         if r.permit:
             rows.append(("permit", f"for boot {r.permit.boot_id} until {when(r.permit.until, now)}"))
+        if r.method:
+            rows.append(("reboots by", r.method))
+        if r.nomad:
+            was = "drained by others" if r.nomad.foreign else "eligible" if r.nomad.eligible else "not eligible"
+            rows.append(("Nomad", f"client {r.nomad.node}, {was} before its drain {when(r.nomad.since, now)}"))
         if r.flag:
             rows.append(("flag", (r.flag, "bold red")))
         if r.retry:
@@ -245,11 +251,9 @@ def events(ctl: Ctl, follow: bool, limit: int, machine: str, cycle: str) -> None
 
 def _event(ctl: Ctl, line: bytes) -> int:
     """Prints one event; returns its seq (at least 1)."""
-    import msgspec
-
     from rebootd.core.model import Event
 
-    event = msgspec.json.decode(line, type=Event)
+    event = read_answer(line, Event)
     click.echo(line.decode().rstrip() if ctl.as_json else event_line(event))
     return max(1, event.seq)
 

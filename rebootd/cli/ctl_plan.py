@@ -106,7 +106,11 @@ def _errors(f: Forecast) -> str:
     if not f.errors:
         return "no estimate has come to its end yet, so nobody knows how far off they are"
     shares = sorted(abs(e.share) for e in f.errors)
-    told = ", ".join(f"{e.cycle} {span(abs(e.late))} {'late' if e.late > 0 else 'early'}" for e in f.errors[:3])
+    told = ", ".join(
+        f"{e.cycle}{f' (estimate {e.number + 1})' if e.number else ''} "
+        f"{span(abs(e.late))} {'late' if e.late > 0 else 'early'}"
+        for e in f.errors[:3]
+    )
     return f"past estimates were off by {shares[len(shares) // 2]:.0%} (median of {len(shares)}): {told}"
 
 

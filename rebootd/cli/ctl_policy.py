@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from rebootd.cli.ctl_common import Ctl, CtlGroup, reason_option, table, text, with_ctl
+from rebootd.cli.ctl_common import Ctl, CtlGroup, read_answer, reason_option, table, text, with_ctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,10 +34,10 @@ def show(ctl: Ctl, effective: bool) -> None:
     from rebootd.api.shapes import PolicyShow
 
     raw = ctl.client.ask("GET", "/v1/policy")
+    p = read_answer(raw, PolicyShow)
     if ctl.as_json:
         click.echo(msgspec.json.format(raw, indent=2))
         return
-    p = msgspec.json.decode(raw, type=PolicyShow)
     if not p.text:
         click.echo("# No policy is stored; these defaults hold. Change some: rebootctl policy apply FILE")
     click.echo((p.effective if effective or not p.text else p.text).rstrip())
@@ -64,8 +64,11 @@ def _diff(d: PolicyDiff) -> Iterator[RenderableType]:
     for limit in d.limits:
         some = ", ".join(limit.examples) + (" ..." if limit.machines > len(limit.examples) else "")
         yield text(f"limit {limit.limit} concerns {limit.machines} machines{f': {some}' if some else ''}")
+    for concern in d.concerns:
+        some = ", ".join(concern.examples) + (" ..." if concern.machines > len(concern.examples) else "")
+        yield text(f"{concern.what} concerns {concern.machines} machines{f': {some}' if some else ''}")
     if d.fleet_wide:
-        yield text("the other fields concern every machine" if d.limits else "this concerns every machine")
+        yield text("the other fields concern every machine" if d.limits or d.concerns else "this concerns every machine")
 
 
 @policy.command(example="rebootctl policy apply policy.yaml --reason 'two racks at once'")

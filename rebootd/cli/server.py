@@ -37,6 +37,7 @@ from rebootd.coordinator.gates.sight import Eyes
 from rebootd.coordinator.gates.tools import Tools
 from rebootd.coordinator.leader import LeaderSettings
 from rebootd.coordinator.metrics import FleetCollector, Metrics
+from rebootd.coordinator.notify import Notifications
 from rebootd.coordinator.peers import ConsulPeers
 from rebootd.coordinator.redfish import Redfish
 from rebootd.coordinator.silences import Alertmanager
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
     from rebootd.coordinator.desk import Desk
     from rebootd.coordinator.drains.nomad_api import NomadApi
     from rebootd.coordinator.gates.sight import Sight
-    from rebootd.coordinator.silences import Alerts
     from rebootd.coordinator.peers import Peers
+    from rebootd.coordinator.silences import Alerts
     from rebootd.store.port import Store
 
 log = structlog.get_logger(__name__)
@@ -86,7 +87,7 @@ def command(log_format: str, log_level: str, **flags: Any) -> None:
         collector.spare()
         asyncio.run(_serve(settings, Notifier(os.environ)))
     except (RebootdError, OSError) as error:
-        click.echo(f"rebootd server: {error}", err=True)
+        click.echo(f"rebootd server: {(isinstance(error, OSError) and error.strerror) or error}", err=True)
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
 
 
@@ -145,7 +146,7 @@ async def _serve_memory(
     daemon = office.daemon = _daemon(settings, store, candidate, metrics, ())
     log.info("serving", url=serving.url, store="memory", version=__version__)
     notifier.ready()
-    await _until(stop, daemon, notifier.watchdog(), protection.followed())
+    await _until(stop, daemon, notifier.watchdog(), protection.followed(), *_telling(settings, office, metrics))
     await serving.close()
     await protection.close()
     await store.close()
@@ -193,7 +194,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
             settings, store, candidate, metrics, registration.session_checks, election_store, eyes, nomad, peers, alerts
         )
         helpers = (services.run(), health.run(), notifier.watchdog(), collector.now_and_then(), protection.followed())
-        await _until(stop, daemon, *helpers)
+        await _until(stop, daemon, *helpers, *_telling(settings, office, metrics))
         try:
             await services.deregister()
         except RebootdError as error:
@@ -245,6 +246,14 @@ def _daemon(
     )
     metrics.registry.register(FleetCollector(daemon.look))
     return daemon
+
+
+def _telling(
+    settings: ServerSettings, office: _Office, metrics: Metrics
+) -> tuple[Coroutine[object, object, None], ...]:
+    if settings.notify_urls is None:
+        return ()
+    return (Notifications(settings.notify_urls, settings.notify_events, metrics).run(office),)
 
 
 class _Office:

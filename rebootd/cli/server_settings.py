@@ -15,6 +15,7 @@ from rebootd.consul.settings import ConsulSettings
 from rebootd.coordinator.drains.nomad_http import NomadSettings
 from rebootd.core.caller import Role
 from rebootd.core.errors import InvalidInput
+from rebootd.core.notices import KINDS, parse_kinds
 from rebootd.tls.files import TlsFiles
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     power_ca: Path | None = None
     gate_tokens: Path | None = None
     audit_log: Path | None = None
+    notify_urls: Path | None = None
+    notify_events: frozenset[str] = frozenset(KINDS)
     tls: TlsFiles = TlsFiles()
     roles: dict[str, Role] = {}
     insecure_http: bool = False
@@ -96,6 +99,8 @@ _OPTIONS = (
         type=_FILE,
         help="A folder with a token for each gate's address that wants one, in a file HOST:PORT.",
     ),
+    click.option("--notify-urls", type=_FILE, help="Who is told of events: URLs of apprise, one a line, in a file."),
+    click.option("--notify-events", default=",".join(KINDS), show_default=True, help="Of which."),
     click.option("--audit-log", type=_FILE, help="Where this daemon writes who changed what (rebootctl audit verify)."),
     click.option(
         "--nomad", "nomad_address", help="Nomad's address (http, https, unix:///socket) for drains; else NOMAD_ADDR."
@@ -136,6 +141,8 @@ def settings_of(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ServerS
         power_ca=_file("power-ca", flags["power_ca"]),
         gate_tokens=_folder("gate-tokens", flags["gate_tokens"]),
         audit_log=flags["audit_log"],
+        notify_urls=_file("notify-urls", flags["notify_urls"]),
+        notify_events=parse_kinds(flags["notify_events"], "notify-events"),
         nomad=nomad,
         limits=Limits(per_address=flags["per_address"]),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from prometheus_client import Counter
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from rebootd.api.listen import Serving
     from rebootd.cli.server_settings import ServerSettings
+    from rebootd.tls.follow import ServerState
 
 TELL_EVERY = 10.0
 """Seconds between two lines in the log about failed handshakes of one kind."""
@@ -44,12 +45,7 @@ class Protection:
     """
 
     def __init__(self, settings: ServerSettings, registry: CollectorRegistry) -> None:
-        self._failed = Counter(
-            "rebootd_tls_handshakes_failed_total",
-            "Connections that were refused before any request, by reason.",
-            ["reason"],
-            registry=registry,
-        )
+        self._failed = failed_handshakes(registry)
         self._told: dict[str, float] = {}
         self._following: asyncio.Task[None] | None = None
         self._http = Http(settings.consul) if settings.roles else None
@@ -65,7 +61,8 @@ class Protection:
         self.guard = Guard(
             token=token, people=people, tls=self._tls is not None, revoked=self._revoked if self._tls else frozenset
         )
-        registry.register(_Collector(self._tls))
+        if self._tls is not None:
+            registry.register(TlsCollector(self._tls))
         if settings.insecure_http:
             log.warning("INSECURE: without TLS and token, whoever reaches this port may do everything")
 
@@ -112,14 +109,38 @@ def _nothing() -> None:
     return
 
 
-class _Collector:
+def failed_handshakes(registry: CollectorRegistry) -> Counter:
+    """The metric of connections that never came to a request."""
+    return Counter(
+        "rebootd_tls_handshakes_failed_total",
+        "Connections that were refused before any request, by reason.",
+        ["reason"],
+        registry=registry,
+    )
+
+
+class Followed(Protocol):
+    """What is told of a listener's certificates."""
+
+    @property
+    def state(self) -> ServerState:
+        """What is used at present."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why newer files are not used, ``""`` when the present ones are the newest."""
+        ...
+
+
+class TlsCollector:
     """When the certificates run out, and whether newer files wait in vain."""
 
-    def __init__(self, tls: ServerTls | None) -> None:
+    def __init__(self, tls: Followed) -> None:
         self._tls = tls
 
     def collect(self) -> Iterable[Metric]:
-        """What holds now; nothing without TLS."""
+        """What holds now."""
         ends = GaugeMetricFamily(
             "rebootd_tls_expiry_timestamp_seconds",
             "When the certificate or revocation list in use runs out, seconds since 1970.",
@@ -128,10 +149,9 @@ class _Collector:
         broken = GaugeMetricFamily(
             "rebootd_tls_files_broken", "1 when newer certificate files cannot be used and the old ones stay."
         )
-        if self._tls is not None:
-            state = self._tls.state
-            ends.add_metric(["certificate"], state.expires)
-            if state.crl_expires:
-                ends.add_metric(["revocation-list"], state.crl_expires)
-            broken.add_metric([], 1.0 if self._tls.problem else 0.0)
+        state = self._tls.state
+        ends.add_metric(["certificate"], state.expires)
+        if state.crl_expires:
+            ends.add_metric(["revocation-list"], state.crl_expires)
+        broken.add_metric([], 1.0 if self._tls.problem else 0.0)
         return [ends, broken]

@@ -248,12 +248,6 @@ class Fleet:
             enabled_at = before.enabled_at if same and before is not None and before.enabled_at else now
         self.observed[report.name] = Observation(report=report, at=now, enabled_at=enabled_at)
 
-    def still_there(self, name: str, now: float) -> None:
-        """The machine's request has been open until now."""
-        seen = self.observed.get(name)
-        if seen is not None:
-            self.observed[name] = Observation(report=seen.report, at=now, enabled_at=seen.enabled_at)
-
     # --- what the catalog says -----------------------------------------------------------
 
     def catalog_read(self, nodes: Iterable[Node], now: float) -> None:

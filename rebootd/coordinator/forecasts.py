@@ -1,21 +1,29 @@
-"""Forecasts beside the leader's work: computed in small slices of its loop, one at a time, and kept for a while."""
+"""Forecasts beside the leader's work: one at a time, kept for a while, and never at the cost of that work.
+
+A small fleet's is computed in slices of the leader's loop. A large one's has slices of a third of a second, so it has
+a thread of its own: the core is pure and the snapshot immutable, so nothing is shared that could change. What takes
+too long, or would need too much memory, is given up, and whoever asks is told so.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 from msgspec.structs import replace
 
+from rebootd.core.advance import ENDED
 from rebootd.core.decision import Change, RecordWrite
 from rebootd.core.errors import InvalidInput, NotFound, RebootdError, Refused
-from rebootd.core.forecast import Estimate, Forecast, forecast
+from rebootd.core.forecast import Estimate, Forecast, estimate_due, forecast, with_estimate
 from rebootd.core.model import CycleState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from rebootd.core.model import Cycle, Snapshot
 
@@ -28,6 +36,12 @@ ASKED_LATELY = 120.0
 SHARE = 5.0
 """A computation is followed by at least so many times its own length of rest."""
 LOOK = 2.0
+SMALL = 500
+"""Machines up to which a forecast is computed in the loop: its slices are a few milliseconds then."""
+LONGEST = 60.0
+"""Seconds after which a forecast is given up."""
+ROWS = 200_000
+"""Machines times cycles under way of which a forecast may tell; each takes some hundred bytes."""
 
 
 class Forecasts:
@@ -40,44 +54,46 @@ class Forecasts:
         self._apply = apply
         self._one = asyncio.Lock()
         self._estimates: dict[str, Estimate] = {}
+        self._given_up: Estimate | None = None
         self._asked = float("-inf")
 
     async def of(self, cycle_id: str = "", extra: Cycle | None = None) -> Forecast:
-        """The forecast of a cycle, or of all (``""``); ``extra`` is one that does not exist yet and is asked about."""
+        """The forecast of a cycle, or of all (``""``); ``extra`` is one that does not exist yet and is asked about.
+
+        Raises Refused when it takes more than ``LONGEST`` seconds, or would have more than ``ROWS`` rows.
+        """
         async with self._one:
             snapshot = self._snapshot()
             if extra is not None:
                 snapshot = replace(snapshot, cycles={**snapshot.cycles, extra.id: extra})
+            machines = len(snapshot.machines)
+            cycles = sum(cycle.state not in ENDED for cycle in snapshot.cycles.values()) or 1
+            if machines * cycles > ROWS:
+                raise Refused(f"a forecast of {machines} machines in {cycles} cycles would need too much memory")
             slices = forecast(snapshot, extra.id if extra is not None else cycle_id)
-            while True:
-                try:
-                    next(slices)
-                except StopIteration as stop:
-                    result: Forecast = stop.value
-                    return result
-                # Everybody else in the loop has a turn; a slice is a few milliseconds.
-                await asyncio.sleep(0)
+            return await (_in_slices(slices) if machines <= SMALL else _in_thread(slices))
 
     def estimate(self, cycle_id: str) -> Estimate | None:
-        """What is known of a cycle's end; asking keeps it current for a while."""
+        """What is known of a cycle's end, or why nothing is; asking keeps it current for a while."""
         self._asked = asyncio.get_running_loop().time()
-        return self._estimates.get(cycle_id)
+        return self._estimates.get(cycle_id) or self._given_up
 
     async def keep(self) -> None:
-        """Keeps estimates current while somebody looks, and writes the first one of each cycle down. Never returns."""
+        """Keeps estimates current while somebody looks, and writes those down that are due. Never returns."""
         loop = asyncio.get_running_loop()
         rest = 0.0
         while True:
             await asyncio.sleep(LOOK)
             if loop.time() < rest:
                 continue
-            running = [c for c in self._snapshot().cycles.values() if c.state is CycleState.RUNNING]
-            fresh = [c for c in running if not c.estimated and not c.standing]
+            snapshot = self._snapshot()
+            running = [c for c in snapshot.cycles.values() if c.state is CycleState.RUNNING]
+            fresh = [c for c in running if estimate_due(c, snapshot.now)]
             if not fresh and not (running and loop.time() - self._asked < ASKED_LATELY):
                 continue
             began = loop.time()
             try:
-                self._estimates = (await self.of()).cycles
+                await self._renew()
                 for cycle in fresh:
                     await self._write_down(cycle.id)
             except (InvalidInput, NotFound, Refused) as error:
@@ -90,17 +106,71 @@ class Forecasts:
                 log.exception("forecast failed")
             rest = loop.time() + max(EVERY, SHARE * (loop.time() - began))
 
+    async def _renew(self) -> None:
+        try:
+            self._estimates, self._given_up = (await self.of()).cycles, None
+        except Refused as error:
+            # An old estimate would look like a new one.
+            self._estimates = {}
+            now = self._snapshot().now
+            self._given_up = Estimate(at=now, to_go=0, never=0, last=None, ends=None, note=str(error))
+            log.warning("forecast-given-up", error=str(error))
+
     async def _write_down(self, cycle_id: str) -> None:
         estimate = self._estimates.get(cycle_id)
-        if estimate is None or estimate.last is None:
+        if estimate is None:
             return
-        last, at = estimate.last, estimate.at
 
         def plan(snapshot: Snapshot) -> Change:
             cycle = snapshot.cycles.get(cycle_id)
-            if cycle is None or cycle.estimated or cycle.state is not CycleState.RUNNING:
+            if cycle is None or not estimate_due(cycle, snapshot.now):
                 return Change()
-            noted = replace(cycle, estimated=last, estimated_at=at, epoch=snapshot.epoch, version=cycle.version + 1)
+            noted = with_estimate(cycle, estimate)
+            if noted is cycle:
+                return Change()
+            noted = replace(noted, epoch=snapshot.epoch, version=cycle.version + 1)
             return Change(writes=(RecordWrite(key=f"cycles/{cycle_id}", value=msgspec.json.encode(noted)),))
 
         await self._apply(plan)
+
+
+async def _in_slices(slices: Generator[float, None, Forecast]) -> Forecast:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while True:
+        try:
+            next(slices)
+        except StopIteration as stop:
+            result: Forecast = stop.value
+            return result
+        _patience(loop.time() - began)
+        # Everybody else in the loop has a turn.
+        await asyncio.sleep(0)
+
+
+async def _in_thread(slices: Generator[float, None, Forecast]) -> Forecast:
+    unwanted = threading.Event()
+
+    def work() -> Forecast | None:
+        began = time.monotonic()
+        while not unwanted.is_set():
+            try:
+                next(slices)
+            except StopIteration as stop:
+                result: Forecast = stop.value
+                return result
+            _patience(time.monotonic() - began)
+        return None
+
+    try:
+        found = await asyncio.to_thread(work)
+    finally:
+        unwanted.set()
+    if found is None:
+        raise asyncio.CancelledError
+    return found
+
+
+def _patience(took: float) -> None:
+    if took > LONGEST:
+        raise Refused(f"the forecast was given up after {took:.0f} s")

@@ -63,6 +63,9 @@ class Metrics:
         self.audit_entries = Counter(
             "rebootd_audit_entries", "Audit entries, by what became of the change", ["result"], registry=registry
         )
+        self.notifications = Counter(
+            "rebootd_notifications", "Notices to receivers, by what became of them", ["result"], registry=registry
+        )
         self.audit_broken = Gauge(
             "rebootd_audit_chain_broken", "1 once this leader found the audit chain broken", registry=registry
         )

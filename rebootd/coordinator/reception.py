@@ -115,7 +115,6 @@ class Reception:
         if machine is not None and machine.state is State.DRAINING:
             await self.before_drain(name)
         self._require(leadership)
-        self._fleet.still_there(name, self._wall())
         return self._answer(report, decision())
 
     def _known(self, machine: Machine | None, report: Report) -> bool:
@@ -137,6 +136,8 @@ class Reception:
             held=self._held(machine),
             conflict=name in self._fleet.conflicts,
         )
+        if directive is not None and (cycle := self._fleet.cycles.get(directive.cycle)) is not None:
+            directive = replace(directive, request=cycle.request)
         return Answer(
             index=machine.version,
             epoch=self.epoch,

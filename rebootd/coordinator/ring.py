@@ -101,6 +101,7 @@ class Ring:
                 cycle=event.cycle,
                 epoch=event.epoch,
                 detail=event.detail,
+                request=event.request,
             )
             for queue in list(self._followers):
                 if queue.full():

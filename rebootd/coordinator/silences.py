@@ -43,7 +43,7 @@ class Alerts(Protocol):
         """Those that ``owner`` made and that have not ended."""
         ...
 
-    async def ask(self, address: str, owner: str, what: Ask, now: float) -> None:
+    async def ask(self, address: str, owner: str, what: Ask) -> None:
         """Makes, extends or ends one."""
         ...
 
@@ -62,6 +62,7 @@ class _Status(msgspec.Struct):
 class _Silence(msgspec.Struct, rename="camel"):
     id: str
     created_by: str
+    starts_at: datetime
     ends_at: datetime
     status: _Status
     matchers: list[_Matcher]
@@ -83,12 +84,13 @@ class Alertmanager:
                 row.created_by.removeprefix(f"{owner} "),
                 tuple(Matcher(m.name, m.value, m.is_regex, m.is_equal) for m in row.matchers),
                 row.ends_at.timestamp(),
+                row.starts_at.timestamp(),
             )
             for row in rows
             if row.status.state != "expired" and row.created_by.startswith(f"{owner} ")
         ]
 
-    async def ask(self, address: str, owner: str, what: Ask, now: float) -> None:
+    async def ask(self, address: str, owner: str, what: Ask) -> None:
         """As the protocol says."""
         headers, wish = self._tools.bearer(address), what.wanted
         if wish is None:
@@ -99,7 +101,7 @@ class Alertmanager:
             "matchers": [
                 {"name": m.name, "value": m.value, "isRegex": m.regex, "isEqual": m.equal} for m in wish.matchers
             ],
-            "startsAt": _stamp(now),
+            "startsAt": _stamp(what.starts),
             "endsAt": _stamp(what.ends),
             "createdBy": f"{owner} {wish.machine}",
             "comment": f"{wish.machine} is out of service by rebootd: {wish.comment}",
@@ -141,6 +143,8 @@ class SilenceRoom:
             async with asyncio.timeout(PATIENCE), self._news:
                 await self._news.wait_for(lambda: self._ill or self._until.get(name, 0.0) > self._wall())
         except TimeoutError:
+            # The next ones do not wait for what keeps silent; the next answer ends that.
+            self._ill = True
             log.warning("drain-without-silence", machine=name)
 
     async def run(self) -> None:
@@ -167,7 +171,7 @@ class SilenceRoom:
                 now = self._wall()
                 until = {s.machine: s.ends for s in seen if s.machine in wishes}
                 for what in asks(wishes, seen, now):
-                    await self._alerts.ask(address, self._owner, what, now)
+                    await self._alerts.ask(address, self._owner, what)
                     if what.wanted is not None:
                         until[what.wanted.machine] = what.ends
                         await self._tell(until, ill=False)

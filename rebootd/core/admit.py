@@ -20,7 +20,7 @@ from rebootd.core.states import WORKING, Happening
 from rebootd.core.wishes import Wish, Wishes, machine_order, rack_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from rebootd.core.model import Machine
     from rebootd.core.policy import Policy
@@ -87,23 +87,18 @@ def _admit_rack(
     if view.stops or not rack or rack_blockers(view, rack):
         return
     pace, before = view.pace, len(out.steps)
-
-    def runnable() -> Iterator[Wish]:
-        for wish in wishes:
-            m, cycle, hold = wish
-            if hold is None and (cycle is None or cycle.id not in open_to):
-                continue
-            if (pace.any and pace.blockers(m, cycle)) or (pace.last and cycle and (m.name in pace.last) is not members):
-                continue
-            yield wish
-
-    if next(runnable(), None) is None:
+    runnable = [w for w in wishes if w[2] is not None or (w[1] is not None and w[1].id in open_to)]
+    if pace.any:
+        runnable = [w for w in runnable if not pace.blockers(w[0], w[1])]
+    if pace.last:
+        runnable = [w for w in runnable if w[1] is None or (w[0].name in pace.last) is members]
+    if not runnable:
         return
     out.wanted.add(rack)
-    if may_open(view, rack):
-        _take_from(view, rack, list(runnable()), out, alone=members)
+    if may_open(view, rack) and not view.capacity.racks[rack].full:
+        _take_from(view, rack, runnable, out, alone=members)
     if pace.last and not members:
-        out.others = out.others or len(out.steps) > before or any(_could(view, w) for w in runnable())
+        out.others = out.others or len(out.steps) > before or any(_could(view, w) for w in runnable)
 
 
 def _could(view: View, wish: Wish) -> bool:
@@ -126,7 +121,7 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission, *, a
     if shut:
         runnable = [w for w in runnable if not mask_of(w[0]) & shut]
     if not view.ordered:
-        runnable.sort(key=machine_order(view))
+        runnable = sorted(runnable, key=machine_order(view))
     for m, cycle, hold in runnable:
         if tally.full:
             return

@@ -1,17 +1,22 @@
 """Whether what a decision changes can lead to more at once, so that it is worth while to look again when it has landed.
 
-Most steps only move one machine on to where it waits for its agent: nobody else can go for that. What gives something
-free is another matter: a machine that is back or is set aside, a rack's lock, a cycle that ended or halted.
+Most steps only take one machine further on its usual way, to where it waits for its agent: nobody else can go for that.
+What gives something free is another matter, or what takes it: a machine that is back, is set aside, sets out or turns
+back, a rack's lock, a cycle that ended or halted.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rebootd.core.states import WORKING
+from rebootd.core.model import State
 
 if TYPE_CHECKING:
     from rebootd.core.decision import Decision, MachineStep
+
+_WAY = (State.DRAINING, State.DRAINED, State.REBOOTING, State.VERIFYING, State.ENABLING)
+_ONWARD = frozenset({*pairwise(_WAY), (State.REBOOTING, State.ENABLING)})
 
 
 def leads_on(decision: Decision) -> bool:
@@ -28,5 +33,12 @@ def _leads_on(step: MachineStep) -> bool:
     before, after = step.before, step.after
     if before is None or after is None or step.lock or step.unlock:
         return True
-    # An outcome may end its cycle, or be one failure too many.
-    return after.state not in WORKING or after.outcomes != before.outcomes
+    if (before.state, after.state) not in _ONWARD:
+        return True
+    # An outcome may end its cycle or be one failure too many, and so may what a selector looks at.
+    return (before.outcomes, before.kernel, before.labels, before.chassis) != (
+        after.outcomes,
+        after.kernel,
+        after.labels,
+        after.chassis,
+    )

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from rebootd.core.model import Snapshot
 
 _WAITED = WORKING | {State.IN_SERVICE}
+REESTIMATES = 8
+"""How many later estimates of a cycle are written into its record."""
+SHORTEST = 60.0
+"""Seconds between two of them at least."""
 STAYS = (
     "gates, holds, halts, locks of others and failures stay as they are",
     "every machine takes as long as expected, and none fails",
@@ -64,6 +68,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """What one cycle has before it, as computed at ``at``: so many machines to go, so many that never can.
 
     ``last`` is when the last of them is back, ``ends`` when the cycle ends by itself (None: it does not).
+    ``note`` says why there is no estimate; then nothing else here means anything (``""``: there is one).
     """
 
     at: float
@@ -71,14 +76,19 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     never: int
     last: float | None
     ends: float | None
+    note: str = ""
 
 
 class PastError(msgspec.Struct, frozen=True):
-    """How far off the estimate of an ended cycle was: seconds late (negative: early), and as a share of its length."""
+    """How far off an estimate of an ended cycle was: seconds late (negative: early), and as a share of what was left.
+
+    ``number`` counts the cycle's estimates from 0: the first, and then one each time half of what was left is over.
+    """
 
     cycle: str
     late: float
     share: float
+    number: int = 0
 
 
 class Basis(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,10 +131,29 @@ def past_errors(snapshot: Snapshot, most: int = 10) -> tuple[PastError, ...]:
     done.sort(key=lambda c: -c.changed)
     out = []
     for cycle in done[:most]:
-        late = cycle.changed - cycle.estimated
-        length = max(1.0, cycle.changed - cycle.estimated_at)
-        out.append(PastError(cycle.id, round(late, 1), round(late / length, 3)))
+        made = ((cycle.estimated_at, cycle.estimated), *cycle.reestimated)
+        for number, (at, end) in enumerate(made):
+            late = cycle.changed - end
+            length = max(1.0, cycle.changed - at)
+            out.append(PastError(cycle.id, round(late, 1), round(late / length, 3), number))
     return tuple(out)
+
+
+def estimate_due(cycle: Cycle, now: float) -> bool:
+    """Whether an estimate of the cycle's end should be written down: the first, or the next when half is over."""
+    if cycle.state is not CycleState.RUNNING or cycle.standing or len(cycle.reestimated) >= REESTIMATES:
+        return False
+    at, end = cycle.reestimated[-1] if cycle.reestimated else (cycle.estimated_at, cycle.estimated)
+    return not cycle.estimated or now - at >= max(SHORTEST, (end - at) / 2)
+
+
+def with_estimate(cycle: Cycle, estimate: Estimate) -> Cycle:
+    """The cycle with an estimate that is due; the same one if it tells of no end."""
+    if estimate.last is None:
+        return cycle
+    if not cycle.estimated:
+        return replace(cycle, estimated=estimate.last, estimated_at=estimate.at)
+    return replace(cycle, reestimated=(*cycle.reestimated, (estimate.at, estimate.last)))
 
 
 def prepared(
@@ -136,7 +165,9 @@ def prepared(
     change cannot be known. A cycle that is asked for runs, even if it is paused or halted now.
     """
     assumes: list[str] = []
-    machines, cycles = dict(snapshot.machines), dict(snapshot.cycles)
+    # A phase takes as long as it does with Nomad's part in it; what Nomad says now would never change here.
+    machines = {name: m if m.nomad is None else replace(m, nomad=None) for name, m in snapshot.machines.items()}
+    cycles = dict(snapshot.cycles)
     asked = cycles.get(cycle_id)
     if asked is not None and asked.state in {CycleState.PAUSED, CycleState.HALTED}:
         assumes.append(f"cycle {cycle_id}, which is {asked.state.value}, is resumed now")

@@ -207,7 +207,7 @@ class Course:
                 self._land(step)
                 self._again.pop(name, None)
                 freed = freed or step.after.state not in WORKING
-            elif machine.state is State.ENABLING:
+            elif machine.state is State.ENABLING and self.view.snapshot.policy.soak > 0:
                 heapq.heappush(events, (now + self.view.snapshot.policy.soak, name, version))
             elif machine.state in WORKING:
                 tries = self._again[name] = min(self._again.get(name, -1) + 1, MOST_AGAIN)

@@ -16,6 +16,7 @@ import msgspec
 
 from rebootd.core.inputs import format_duration
 from rebootd.core.policy_gates import ConsulQuorum, ConsulService, Gate, NoAlerts, NomadQuorum, PrometheusQuery
+from rebootd.core.selector_hints import unmatched
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -220,9 +221,9 @@ def check_gates(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
     if not snapshot.machines:
         return ()
     return tuple(
-        f"gates[{index}].covers: {gate.covers.text!r} matches no machine, so {gate.name} holds nobody back"
+        f"gates[{index}].covers: {said}, so {gate.name} holds nobody back"
         for index, gate in enumerate(policy.gates)
-        if gate.covers is not None and not any(gate.covers.matches(m) for m in snapshot.machines.values())
+        if gate.covers is not None and (said := unmatched(snapshot, gate.covers))
     )
 
 

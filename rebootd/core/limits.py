@@ -40,7 +40,7 @@ def available(snapshot: Snapshot, machine: Machine) -> bool:
 
 
 def unseen(snapshot: Snapshot) -> dict[str, str]:
-    """Machines that Consul's catalog has, with their racks, and that a leader which has yet to settle has not heard of."""
+    """Machines of Consul's catalog, with their racks, that a leader which has yet to settle has not heard of."""
     if not snapshot.expected or snapshot.now - snapshot.leading_since >= snapshot.policy.settle:
         return {}
     return {

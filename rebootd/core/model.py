@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rebootd.core.nomad import NomadDrain
+from rebootd.core.power_record import PowerCycle, PowerState
 from rebootd.core.wire import CheckResult, PermitRequest, Report, Tri
 
 if TYPE_CHECKING:
@@ -133,7 +134,9 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     cycle goes outside of windows and past the gates named in ``skip_gates``, and past nothing else.
     ``waves`` tells whether it goes in the policy's waves, ``standing`` that it is the policy's and never ends.
     ``estimated`` is the end that was forecast for it at ``estimated_at``, soon after its start (0: not yet).
-    ``method`` is how its machines are to reboot (``""``: as the policy says).
+    ``reestimated`` are later forecasts, (when, end), each made when half of what was left of the one before was over.
+    ``method`` is how its machines are to reboot (``""``: as the policy says). ``request`` is the id of the request that
+    started it.
     """
 
     id: str
@@ -156,7 +159,9 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True):
     standing: bool = False
     estimated: float = 0.0
     estimated_at: float = 0.0
+    reestimated: tuple[tuple[float, float], ...] = ()
     method: str = ""
+    request: str = ""
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,35 +223,6 @@ class RackLock(msgspec.Struct, frozen=True):
     since: float = 0.0
     record_error: str = ""
     record_key: str = ""
-
-
-class PowerState(StrEnum):
-    """Where an out-of-band power cycle is. ``asked`` of an earlier epoch may have been sent, or not."""
-
-    ASKED = "asked"
-    SENT = "sent"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-class PowerCycle(msgspec.Struct, frozen=True, kw_only=True):
-    """The leave to power-cycle exactly one boot of one machine once, stored at ``power/<machine>``.
-
-    It is committed before anything is sent, by the leader of ``epoch``, who alone may act on it.
-    ``address`` is the controller's URL, ``system`` names one of several behind it. ``since`` is when it was
-    decided, ``changed`` when ``state`` became what it is.
-    """
-
-    machine: str
-    boot_id: str
-    address: str
-    since: float
-    changed: float
-    system: str = ""
-    state: PowerState = PowerState.ASKED
-    result: str = ""
-    epoch: int = 0
-    write_id: str = ""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -356,7 +332,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened, for the log, the event stream and the ring in the store.
 
     ``seq`` orders events within the fleet's history. ``frm`` and ``to`` are states (``""`` for
-    events that are no transition); ``frm`` is written ``from`` in JSON.
+    events that are no transition); ``frm`` is written ``from`` in JSON. ``request`` is the id of the request that an
+    operator's event comes from.
     """
 
     time: float
@@ -371,6 +348,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     kind: str = "transition"
     detail: str = ""
+    request: str = ""
 
 
 __all__ = [

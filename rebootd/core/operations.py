@@ -49,6 +49,7 @@ def audit(
         epoch=snapshot.epoch,
         kind="operator",
         detail=because.sentence() + (f" ({note})" if note else ""),
+        request=because.request,
     )
 
 
@@ -250,7 +251,10 @@ def forget(snapshot: Snapshot, machine: str, because: Because, *, force: bool = 
         raise Refused(f"{machine} is {record.state.value}; wait until it is back or quarantined by its deadline")
     if record.state is not State.IN_SERVICE and not force:
         raise Refused(f"{machine} is {record.state.value} and counts as unavailable; force forgets it all the same")
-    told = audit(snapshot, "forget", because, machine=machine, rack=record.rack, note=f"it was {record.state.value}")
+    note = f"it was {record.state.value}"
+    if record.nomad is not None and record.nomad.eligible:
+        note += f"; its Nomad client {record.nomad.node} is not made eligible any more"
+    told = audit(snapshot, "forget", because, machine=machine, rack=record.rack, note=note)
     return Change(writes=writes, steps=(MachineStep(name=machine, before=record, after=None, events=(told,)),))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +17,8 @@ from rebootd.core.model import Cycle, CycleState, State
 from rebootd.core.operations import audit
 from rebootd.core.operations_inputs import Because, alike
 from rebootd.core.policy_reboot import parse_method
-from rebootd.core.selectors import OWN_KEYS, parse_selector
+from rebootd.core.selector_hints import hints
+from rebootd.core.selectors import parse_selector
 from rebootd.core.standing import count
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 MAX_CYCLE_ID = 64
 
-_TERM = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]*)\s*(?:=|in\s*\(|$|,)\s*([^,()\s]*)")
 
 LEGAL: dict[str, tuple[frozenset[CycleState], CycleState]] = {
     "pause": (frozenset({CycleState.RUNNING}), CycleState.PAUSED),
@@ -139,6 +138,7 @@ def start_cycle(
         emergency=emergency,
         skip_gates=skipped,
         method=method,
+        request=because.request,
     )
     note = f"selector {cycle.selector}, {size} machines, failure budget {budget}"
     if method:
@@ -200,24 +200,5 @@ def _write(cycle: Cycle) -> RecordWrite:
 
 
 def _selectable(snapshot: Snapshot, selector: str) -> str:
-    """What a selector that matches nothing may have meant: known keys and values near its terms."""
-    values: dict[str, set[str]] = {key: set() for key in OWN_KEYS}
-    for machine in snapshot.machines.values():
-        for key in OWN_KEYS:
-            values[key].add(str(getattr(machine, key)))
-        for key, value in machine.labels.items():
-            values.setdefault(key, set()).add(value)
-    hints = []
-    for key, value in _TERM.findall(selector):
-        bare = key.removeprefix("label.")
-        if bare not in values:
-            hints.append(f"no machine has {bare!r}{alike(bare, values) or f'; known: {_some(values)}'}")
-        elif value and not any(c in value for c in "*?[") and value not in values[bare]:
-            hints.append(f"no {bare} is {value!r}{alike(value, values[bare]) or f'; known: {_some(values[bare])}'}")
-    said = "; ".join(hints) or f"{len(snapshot.machines)} machines are known"
+    said = hints(snapshot, selector)
     return f"a selector that matches a machine ({said}); allow_empty starts the cycle all the same"
-
-
-def _some(known: Iterable[str]) -> str:
-    names = sorted(k for k in known if k)
-    return ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")

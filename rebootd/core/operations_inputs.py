@@ -23,15 +23,18 @@ _UNIX = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 
 
 class Because(msgspec.Struct, frozen=True):
-    """Who asks for a change and why. Both may be empty, and both end up in the events."""
+    """Who asks for a change and why. Both may be empty, and both end up in the events, with the request's id."""
 
     by: str = ""
     reason: str = ""
+    request: str = ""
 
     def checked(self) -> Because:
         """Itself, trimmed. Raises InvalidInput for text that is too long or not printable."""
         return Because(
-            by=parse_text(self.by, "by", maximum=128), reason=parse_text(self.reason, "reason", maximum=MAX_REASON)
+            by=parse_text(self.by, "by", maximum=128),
+            reason=parse_text(self.reason, "reason", maximum=MAX_REASON),
+            request=self.request,
         )
 
     def sentence(self) -> str:

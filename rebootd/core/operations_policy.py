@@ -11,6 +11,7 @@ from rebootd.core.gates import check_gates
 from rebootd.core.operations import audit
 from rebootd.core.pace_check import check_pace
 from rebootd.core.policy import diff_policies, parse_policy
+from rebootd.core.policy_check import Concern, check_limits, concerns
 from rebootd.core.quorums import check_quorums
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class PolicyDiff(msgspec.Struct, frozen=True):
     """What a policy would change: the fields, and the machines under limits that change.
 
     ``fleet_wide`` tells whether a field changes that concerns every machine. ``warnings`` name a field each, which is
-    accepted but hardly meant so.
+    accepted but hardly meant so. ``concerns`` are changed gates, quorum groups and standing cycles with their machines.
     """
 
     fields: tuple[FieldChange, ...] = ()
     limits: tuple[LimitChange, ...] = ()
     fleet_wide: bool = False
     warnings: tuple[str, ...] = ()
+    concerns: tuple[Concern, ...] = ()
 
 
 def diff_policy(snapshot: Snapshot, text: str) -> PolicyDiff:
@@ -71,9 +73,14 @@ def diff_policy(snapshot: Snapshot, text: str) -> PolicyDiff:
         )
         said = [f"at most {x.max} of {x.selector}" if x is not None else "" for x in (was, will)]
         limits.append(LimitChange(limit, said[0], said[1], len(names), tuple(names[:5])))
-    fleet_wide = any(not f.field.startswith("limits") for f in fields)
-    warnings = (*check_gates(new, snapshot), *check_quorums(new, snapshot), *check_pace(new, snapshot))
-    return PolicyDiff(fields, tuple(limits), fleet_wide, warnings)
+    fleet_wide = any(not f.field.startswith(("limits", "gates", "quorums", "standing")) for f in fields)
+    warnings = (
+        *check_limits(new, snapshot),
+        *check_gates(new, snapshot),
+        *check_quorums(new, snapshot),
+        *check_pace(new, snapshot),
+    )
+    return PolicyDiff(fields, tuple(limits), fleet_wide, warnings, tuple(concerns(old, new, snapshot)))
 
 
 def apply_policy(snapshot: Snapshot, text: str, because: Because) -> Change:

@@ -8,6 +8,7 @@ from rebootd.core.durations import Durations
 from rebootd.core.fit import longest_stretch
 from rebootd.core.inputs import DAY, bad_input, format_duration
 from rebootd.core.operations_inputs import alike
+from rebootd.core.selector_hints import unmatched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,10 +35,12 @@ def _unknown(policy: Policy, snapshot: Snapshot) -> Iterator[str]:
     yield from _racks("racks.order", policy.rack_order.listed, racks)
     for index, wave in enumerate(policy.waves):
         yield from _racks(f"waves[{index}].racks", wave.racks, racks)
-        if wave.machines is not None and not any(wave.machines.matches(m) for m in machines):
-            yield f"waves[{index}].machines: {wave.machines.text!r} matches no machine, so the wave is over at once"
-    if policy.standing.enabled and not any(policy.standing.selector.matches(m) for m in machines):
-        yield f"standing.selector: {policy.standing.selector.text!r} matches no machine"
+        said = unmatched(snapshot, wave.machines) if wave.machines is not None else ""
+        if said:
+            yield f"waves[{index}].machines: {said}, so the wave is over at once"
+    said = unmatched(snapshot, policy.standing.selector) if policy.standing.enabled else ""
+    if said:
+        yield f"standing.selector: {said}"
 
 
 def _racks(field: str, named: Iterable[str], known: set[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rebootd.core.inputs import bad_input
 from rebootd.core.limits import strangers
 from rebootd.core.model import Blocker, State
+from rebootd.core.selector_hints import unmatched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +101,7 @@ def check_quorums(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
     for index, (quorum, names) in enumerate(zip(policy.quorums, members, strict=True)):
         path = f"quorums[{index}]"
         if not names:
-            warnings.append(f"{path}.selector: {quorum.selector.text!r} matches no machine, so it protects nobody")
+            warnings.append(f"{path}.selector: {unmatched(snapshot, quorum.selector)}, so it protects nobody")
         elif len(names) < SMALLEST and not quorum.allow_outage:
             raise bad_input(
                 f"{path}.allow_outage",

@@ -57,10 +57,11 @@ class Roll:
         now, patience = snapshot.now, snapshot.policy.unreachable_after
         observed, in_service, look = snapshot.observed, State.IN_SERVICE, _look(snapshot, cycles, keys)
         named = {*snapshot.conflicts, *snapshot.failing, *snapshot.machine_holds}
+        racks, others = self.racks, self.others
         for name, m in snapshot.machines.items():
-            rack = self.racks.get(m.rack)
+            rack = racks.get(m.rack)
             if rack is None:
-                rack = self.racks[m.rack] = RackRoll()
+                rack = racks[m.rack] = RackRoll()
             rack.members.append(m)
             seen = observed.get(name)
             if (
@@ -76,7 +77,7 @@ class Roll:
                 or not quiet(m, seen.report)
             ):
                 rack.others.append(m)
-                self.others.append(m)
+                others.append(m)
                 continue
             mark = look(m)
             crowd = rack.crowds.get(mark)
@@ -130,20 +131,22 @@ def _look(snapshot: Snapshot, cycles: Iterable[Cycle], also: Iterable[str]) -> C
     marks: dict[object, Mark] = {}
     answers: dict[object, Mark] = {}
 
-    def look(m: Machine) -> Mark:
-        outcomes = m.outcomes
-        shown = (
-            tuple(map(m.labels.get, labels)) if labels else (),
-            own(m) if own is not None else None,
-            tuple([test(m) for test in tests]) if tests else (),
-            tuple(map(outcomes.__contains__, ids)) if outcomes else (),
-        )
-        mark = marks.get(shown)
-        if mark is None:
-            looks = (tuple(map(m.labels.get, other_labels)), other_own(m) if other_own is not None else None)
-            answer = (tuple([matches(m) for matches in asked]), *looks, *shown[2:])
-            mark = marks[shown] = answers.setdefault(answer, len(answers))
+    def tell(m: Machine, shown: object, single: tuple[object, ...]) -> Mark:
+        looks = (tuple(map(m.labels.get, other_labels)), other_own(m) if other_own is not None else None)
+        answer = (tuple([matches(m) for matches in asked]), looks, single)
+        mark = marks[shown] = answers.setdefault(answer, len(answers))
         return mark
+
+    def look(m: Machine) -> Mark:
+        shown: object = tuple(map(m.labels.get, labels))
+        single: tuple[object, ...] = ()
+        if tests or m.outcomes:
+            single = (tuple([test(m) for test in tests]), tuple(map(m.outcomes.__contains__, ids)))
+            shown = (shown, single)
+        if own is not None:
+            shown = (shown, own(m))
+        mark = marks.get(shown)
+        return tell(m, shown, single) if mark is None else mark
 
     return look
 

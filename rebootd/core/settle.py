@@ -25,7 +25,7 @@ from rebootd.core.quiet import out_by_itself
 from rebootd.core.second_look import turned
 from rebootd.core.standing import required_since
 from rebootd.core.states import Happening
-from rebootd.core.walk import AGENT, OPERATOR, Settled, Walk, overdue, step, waits
+from rebootd.core.walk import AGENT, OPERATOR, Settled, Walk, at_work, overdue, step, waits
 from rebootd.core.wire import DirectiveKind
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _draining(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     elif result is not None and side.done:
         walk.go(Happening.DRAIN_DONE, "drained", result.detail)
     else:
-        own = () if result is not None else (waits(m, "agent", "its agent is draining it"),)
+        own = () if result is not None else (at_work(m, seen.report, "its agent is draining it"),)
         return own if side.blocker is None else (*own, side.blocker)
     return ()
 
@@ -305,7 +305,7 @@ def _checks_failed(walk: Walk, detail: str) -> tuple[Blocker, ...]:
 def _enabling(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
     m, result = walk.machine, _result(walk.machine, seen.report, DirectiveKind.ENABLE)
     if result is None:
-        return (waits(m, "agent", "its agent is enabling it"),)
+        return (at_work(m, seen.report, "its agent is enabling it"),)
     if not result.ok:
         walk.fail(Happening.ENABLE_FAILED, "enable failed", result.detail)
         return ()

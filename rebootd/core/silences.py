@@ -35,20 +35,25 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A silence of ours that Alertmanager has, active or pending. ``ends`` is seconds since the Unix epoch."""
+    """A silence of ours that Alertmanager has, active or pending. Times are seconds since the Unix epoch."""
 
     id: str
     machine: str
     matchers: tuple[Matcher, ...]
     ends: float
+    starts: float = 0.0
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """One thing to ask: ``wanted`` None ends ``id``; else it is made (``id`` ``""``) or extended until ``ends``."""
+    """One thing to ask: ``wanted`` None ends ``id``; else it is made (``id`` ``""``) or extended until ``ends``.
+
+    One that is extended keeps its ``starts``: with another Alertmanager makes another silence of it.
+    """
 
     id: str = ""
     wanted: Wanted | None = None
     ends: float = 0.0
+    starts: float = 0.0
 
 
 def out_by_us(machine: Machine) -> bool:
@@ -81,7 +86,7 @@ def asks(wishes: Mapping[str, Wanted], seen: Iterable[Seen], now: float) -> list
     for name, wish in wishes.items():
         known = kept.get(name)
         if known is None:
-            found.append(Ask("", wish, now + LASTS))
+            found.append(Ask("", wish, now + LASTS, now))
         elif known.ends - now < LASTS / 2:
-            found.append(Ask(known.id, wish, now + LASTS))
+            found.append(Ask(known.id, wish, now + LASTS, known.starts))
     return [*found, *over]

@@ -30,8 +30,10 @@ class View:
         self.snapshot = snapshot
         self.now = snapshot.now
         self.epoch = snapshot.epoch
+        # The first cycle that wants a machine has it: an emergency must not wait for the window of a calm one.
         self.cycles = sorted(
-            (c for c in snapshot.cycles.values() if c.state not in ENDED), key=lambda c: (c.standing, c.created, c.id)
+            (c for c in snapshot.cycles.values() if c.state not in ENDED),
+            key=lambda c: (c.standing, not c.emergency, c.created, c.id),
         )
         self.breakers = Breakers(snapshot)
         # How long reboots take matters where windows end.

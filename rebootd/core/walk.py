@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rebootd.core.states import Happening
     from rebootd.core.view import View
+    from rebootd.core.wire import Report
 
 AGENT = "the machine's agent"
 OPERATOR = "an operator"
@@ -71,6 +72,11 @@ class Walk:
 def waits(m: Machine, kind: str, what: str, clears: str = AGENT) -> Blocker:
     """Why a machine waits in its state, since it came there."""
     return Blocker(kind=kind, what=what, since=m.since, clears=clears)
+
+
+def at_work(m: Machine, report: Report, what: str) -> Blocker:
+    """Why a machine waits for its agent, with how far that says it is."""
+    return waits(m, "agent", f"{what}: {report.doing[:200]}" if report.doing else what)
 
 
 def overdue(view: View, m: Machine) -> float:

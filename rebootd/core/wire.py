@@ -44,7 +44,7 @@ class Directive(msgspec.Struct, frozen=True):
     ``id`` is stable for one step of one machine (``<name>/<version>/<kind>``), whichever leader
     says it. The agent obeys only if ``boot_id`` is its own and ``epoch`` is not below the highest
     it has seen. ``method`` is how to reboot (``reboot``, ``kexec``, ``soft-reboot``, ``custom``), ``""`` as the host
-    is set up to.
+    is set up to. ``request`` is the id of the request that its cycle was started with, for the logs.
     """
 
     id: str
@@ -54,6 +54,7 @@ class Directive(msgspec.Struct, frozen=True):
     boot_id: str
     cycle: str = ""
     method: str = ""
+    request: str = ""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -76,6 +77,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ``poweroff``, ...), or ``""``. ``last_shutdown`` is how the boot before this one ended, as far as its agent saw it:
     ``permitted``, ``announced``, ``orderly`` (stopped by its service manager, unannounced), ``crash`` (the kernel left
     a trace), ``none`` (nothing was seen: power loss, a crash or reset without a trace), ``""`` (nothing is known).
+    ``doing`` says how far its directive is, for people.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     in_service: bool = False
     by_hand: str = ""
     announced: str = ""
+    doing: str = ""
     last_shutdown: str = ""
     clock: float = 0.0
     agent: str = ""

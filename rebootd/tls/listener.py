@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from asyncio import sslproto
 from typing import TYPE_CHECKING
 
 from rebootd.tls.words import alert, verification
@@ -10,6 +11,10 @@ from rebootd.tls.words import alert, verification
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+RECORD = 4 * 1024
+"""Bytes that a connection reads at a time, more than a report has. Each connection holds them as long as it lives:
+asyncio's own 256 KiB would be 2.4 GB for ten thousand agents that wait.
+"""
 HANDSHAKE_TIME = 10.0
 """Seconds for a handshake; a client that dawdles holds a connection for no longer."""
 
@@ -40,6 +45,11 @@ def observe(context: ssl.SSLContext, refused: Callable[[str], None]) -> None:
                 raise ssl.SSLWantReadError from error
 
     context.sslobject_class = Observed
+
+
+def slim() -> None:
+    """From now on the TLS connections of this process hold buffers of ``RECORD`` bytes."""
+    sslproto.SSLProtocol.max_size = RECORD
 
 
 def _told(error: ssl.SSLError) -> str:

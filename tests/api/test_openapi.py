@@ -165,9 +165,10 @@ def explore(served: Service, folder: Path, *arguments: str) -> None:
     assert "Traceback" not in served.log.read_text()
 
 
+@pytest.mark.timeout(400)
 def test_a_daemon_answers_as_documented(tmp_path: Path) -> None:
     with service(tmp_path) as served:
-        explore(served, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "2", "--seed", "1")
+        explore(served, tmp_path, "--phases", "coverage", "--seed", "1")
 
 
 @pytest.mark.slow

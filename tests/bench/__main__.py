@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tests.bench import audit, checkins, decide, failover, forecast, handoff, storm
+from tests.bench import audit, checkins, decide, failover, forecast, handoff, simulation, storm, tls
 from tests.bench.figures import Figure, show, write
 
 if TYPE_CHECKING:
@@ -22,14 +22,18 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "failover": failover.run,
     "decide": decide.run,
     "forecast": forecast.run,
+    "simulation": simulation.run,
     "audit": audit.run,
+    "tls": tls.run,
 }
 SMALL: dict[str, Callable[[], list[Figure]]] = {
     "checkins": lambda: checkins.run(machines=64, rounds=2, seconds=0.5),
     "storm": lambda: storm.run(machines=400, idle=5.0),
     "handoff": lambda: handoff.run(machines=16),
     "failover": lambda: failover.run(rounds=2, agents=40),
+    "simulation": lambda: simulation.run(seeds=2, times=1),
     "audit": lambda: audit.run(entries=2000),
+    "tls": lambda: tls.run(machines=60, requests=1000),
 }
 CORES = 2
 BUSY = 0.5

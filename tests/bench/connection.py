@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from rebootd.tls.identity import SERVER_NAME
+
+if TYPE_CHECKING:
+    import ssl
 
 HEADERS = (
     b"Host: 127.0.0.1:8473\r\nContent-Type: application/json\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
@@ -31,11 +36,14 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    async def open(cls, host: str, port: int, source: str = "") -> Connection:
-        """Connects; ``source`` is the address to come from, since one address has only so many ports."""
+    async def open(cls, host: str, port: int, source: str = "", context: ssl.SSLContext | None = None) -> Connection:
+        """Connects, over TLS with a ``context``; ``source`` is the address to come from, since one address has only so
+        many ports.
+        """
         loop = asyncio.get_running_loop()
         local = (source, 0) if source else None
-        _, made = await loop.create_connection(cls, host, port, local_addr=local)
+        name = SERVER_NAME if context is not None else None
+        _, made = await loop.create_connection(cls, host, port, local_addr=local, ssl=context, server_hostname=name)
         return made
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -102,12 +102,11 @@ class _Share:
             m.close()
 
 
-def _run(pipe: Pipe, numbers: range) -> None:
-    asyncio.run(_serve(pipe, numbers))
+def _run(pipe: Pipe, numbers: range, share: Callable[[range], object]) -> None:
+    asyncio.run(_serve(pipe, share(numbers)))
 
 
-async def _serve(pipe: Pipe, numbers: range) -> None:
-    share = _Share(numbers)
+async def _serve(pipe: Pipe, share: object) -> None:
     while True:
         try:
             name, values = await asyncio.to_thread(pipe.recv)
@@ -121,16 +120,19 @@ async def _serve(pipe: Pipe, numbers: range) -> None:
 
 
 class Crowd:
-    """``size`` machines in ``processes`` processes. A context manager; leaving it ends the processes."""
+    """``size`` machines in ``processes`` processes. A context manager; leaving it ends the processes.
 
-    def __init__(self, size: int, processes: int = 2) -> None:
+    ``share`` makes what one process has of them: an object whose methods are the orders that it takes.
+    """
+
+    def __init__(self, size: int, processes: int = 2, share: Callable[[range], object] = _Share) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Pipe] = []
         self._processes = []
         for number in range(processes):
             ours, theirs = context.Pipe()
             numbers = range(size * number // processes, size * (number + 1) // processes)
-            self._processes.append(context.Process(target=_run, args=(theirs, numbers), daemon=True))
+            self._processes.append(context.Process(target=_run, args=(theirs, numbers, share), daemon=True))
             self._processes[-1].start()
             theirs.close()
             self._pipes.append(ours)

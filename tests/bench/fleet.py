@@ -111,10 +111,14 @@ class Daemon:
         """Waits until ``words`` were logged so many times."""
         wait_for(lambda: self.log_text().count(words) >= times, f"{self.id} to log {words}", 30)
 
+    def read(self, path: str) -> bytes:
+        """What a GET answers."""
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return bytes(answer.read())
+
     def metrics(self) -> dict[str, float]:
         """Its metrics by name, labels inside braces; sums over labels under the bare name as well."""
-        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as answer:
-            text = answer.read().decode()
+        text = self.read("/metrics").decode()
         found: dict[str, float] = {}
         for name, labels, value in _METRIC.findall(text):
             if labels:

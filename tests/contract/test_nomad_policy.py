@@ -19,7 +19,7 @@ from rebootd.core.gates import Servers
 from rebootd.core.nomad import NomadDrain
 from rebootd.core.policy_gates import Gate, NomadQuorum
 from tests.support.cluster import wait_for
-from tests.support.nomad import NomadAgent, binary, job
+from tests.support.nomad import NomadAgent, binary, job, unmount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +82,7 @@ def nomad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
             agent.call("/v1/job/dns?purge=true", "DELETE")
             wait_for(lambda: not agent.call("/v1/job/dns/allocations"), "the job's end", 20)
         agent.kill()
+        unmount(agent.folder)
 
 
 async def works(nomad: Guarded, shown: str, folder: Path) -> None:

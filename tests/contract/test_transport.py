@@ -11,11 +11,13 @@ import pytest
 
 from rebootd.consul.binary import locate
 from rebootd.consul.client import Consul
+from rebootd.consul.http import Http
 from rebootd.consul.settings import ConsulSettings
 from rebootd.consul.transport import is_write, milliseconds, seconds, within
 from rebootd.core.errors import InvalidInput, NotFound, OutcomeUnknown, Refused, TooLarge, Unreachable
 from rebootd.store.consul import ConsulStore
 from rebootd.store.port import Set
+from rebootd.tls import follow
 from tests.support.cluster import dev_agent, free_ports
 from tests.support.proxy import proxy
 

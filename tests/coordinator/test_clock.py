@@ -160,9 +160,10 @@ async def test_no_record_is_from_the_future(key: str) -> None:
         await host.report(leader)
         await ticks(leader)
         s = leader.snapshot()
-        held = [*s.machine_holds.values(), *s.rack_holds.values(), *leader.fleet.rack_records.values()]
-        stamps = [h.since for h in held] + [t for p in s.power.values() for t in (p.since, p.changed)]
-        stamps += [t for c in s.cycles.values() for t in (c.created, c.changed)] + ([s.halt.since] if s.halt else [])
+        stamps = [h.since for h in s.machine_holds.values()] + [h.since for h in s.rack_holds.values()]
+        stamps += [r.since for r in leader.fleet.rack_records.values()]
+        stamps += [t for p in s.power.values() for t in (p.since, p.changed)] + ([s.halt.since] if s.halt else [])
+        stamps += [t for c in s.cycles.values() for t in (c.created, c.changed)]
         assert stamps
         assert max(stamps) <= s.now
 

@@ -316,7 +316,7 @@ async def test_a_forgotten_machine_takes_its_conflict_and_its_clock_with_it() ->
         assert not leader.snapshot().conflicts
         await asyncio.sleep(0.2)
         assert "a2" not in leader.fleet.machines
-        leader._skew_at = float("-inf")
+        leader._clock._looked = float("-inf")
         await eventually(lambda: "a2" not in leader.reception.offsets)
         await twin.join(leader)
         assert record(leader, "a2").machine_id == "twin"

@@ -12,7 +12,7 @@ from rebootd.core.model import Cycle, CycleState, State
 from rebootd.core.operations_cycles import start_cycle
 from rebootd.core.operations_inputs import Because
 from rebootd.core.policy import Policy, parse_policy
-from tests.core.worlds import CLOSED, HALT, OTHER, OURS, asks, cycle, hold, kinds, machine, out, snapshot, step_of
+from tests.core.worlds import CLOSED, HALT, NOW, OTHER, OURS, asks, cycle, hold, kinds, machine, out, snapshot, step_of
 
 S = State
 ALICE = Because(by="alice", reason="CVE-2026-1")
@@ -44,6 +44,17 @@ def test_both_at_once() -> None:
     decision = decide(snapshot(*machines, cycles=cycles, policy=CLOSED))
     assert [s.name for s in decision.steps] == ["m2"]
     assert "window" in kinds(decision, "m1")
+
+
+def test_it_does_not_wait_for_the_window_of_an_older_cycle_over_the_same_machines() -> None:
+    cycles = [cycle("calm", created=NOW - 900), cycle("urgent", created=NOW, **URGENT)]
+    step = step_of(decide(snapshot(machine(), cycles=cycles, policy=CLOSED)))
+    assert step is not None
+    assert step.after is not None
+    assert step.after.cycle == "urgent"
+    # One that is paused gives way to the others as any cycle does.
+    paused = [cycles[0], msgspec.structs.replace(cycles[1], state=CycleState.PAUSED)]
+    assert kinds(decide(snapshot(machine(), cycles=paused, policy=CLOSED))) == ["window"]
 
 
 def test_its_permit_is_given_outside_of_windows_and_says_so() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from rebootd.core import roll
 from rebootd.core.decide import decide
-from rebootd.core.gates import Firing, Instances, Reading, Samples, Servers
+from rebootd.core.gates import Firing, Instances, Reading, Samples, Servers, Value
 from rebootd.core.model import Blocker, Halt, Machine, Snapshot, State
 from rebootd.core.policy import parse_policy
 from rebootd.core.roll import Roll
@@ -55,7 +55,7 @@ def some_world(rng: random.Random) -> Snapshot:
         facts["failing"] = {rng.choice(names): "disk full"}
     if rng.random() < 0.2:
         facts["conflicts"] = {rng.choice(names): "two machine-ids"}
-    values = (
+    values: tuple[Value, ...] = (
         Instances(passing=dict.fromkeys(names[::3], 1) | {names[3]: 2}, total=14, nodes=frozenset(names[::3])),
         Servers(members=dict.fromkeys(names[1:4], rng.choice(["", "is behind"])), tolerance=rng.choice([0, 1])),
         Samples((("db", rng.choice([0.5, 3.0])),)),

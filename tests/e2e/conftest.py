@@ -37,12 +37,9 @@ def datacenter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     box.start(stay=keep)
     try:
         desk = Desk(box)
-        if scheduled:
-            box.on()
-            nomad.begin(desk, os.environ.get("BOX_DRIVER", "exec"))
-        else:
+        if not scheduled:
             print("\nno Nomad at hand ($NOMAD_BIN, PATH): the daemons run as systemd's units")
-        story.figure("from empty hosts", faults.cold_start(desk, 240))
+        story.figure("from empty hosts", faults.cold_start(desk, 240, driver=nomad.DRIVER))
         yield desk
         desk.close()
     finally:

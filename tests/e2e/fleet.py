@@ -68,6 +68,7 @@ class Slot:
                 *(sys.executable, "-m", "rebootd.cli.main", "server", "--log-format", "plain"),
                 *("--listen", f"127.0.0.1:{self.port}", "--advertise", f"127.0.0.1:{self.front_port}"),
                 *("--consul", self.back.url, "--prefix", f"{run}/", "--service", run),
+                *self.fleet.flags,
                 *(("--node", self.fleet.hosts[self.number]) if self.fleet.hosts else ()),
             ],
             log=self.fleet.folder / f"daemon{self.number}.log",
@@ -115,14 +116,23 @@ class Fleet:
     """``racks`` racks of ``machines`` machines; an async context manager that leaves nothing behind.
 
     ``blows`` are the kills still to be made, each once; ``on_ask`` and ``on_tell`` see what machines say and are told
-    and may raise :class:`BreakOff`. ``settings`` are given to every agent.
+    and may raise :class:`BreakOff`. ``settings`` are given to every agent, ``flags`` to every daemon.
     """
 
     def __init__(
-        self, consul: Agent, folder: Path, *, daemons: int = 3, racks: int = 2, machines: int = 1, **settings: Any
+        self,
+        consul: Agent,
+        folder: Path,
+        *,
+        daemons: int = 3,
+        racks: int = 2,
+        machines: int = 1,
+        flags: Sequence[str] = (),
+        **settings: Any,
     ) -> None:
         self.consul = consul
         self.folder = folder
+        self.flags = tuple(flags)
         self.run = f"e2e-{uuid.uuid4().hex[:8]}"
         self.ledger = Ledger(self.run + "/")
         self.blows: list[Blow] = []

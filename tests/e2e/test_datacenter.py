@@ -33,7 +33,7 @@ gates:
     covers: role=consul
     max_age: 2s
 racks: {unavailable: 100%}
-settle: 5s
+settle: 10s
 """
 
 

@@ -93,7 +93,8 @@ class Scene(NamedTuple):
             await self.until(f"{one['ID']} to run", self._runs, one)
 
     def _runs(self, one: dict[str, Any]) -> bool:
-        return len(self.nomad.running(one["ID"])) == one["TaskGroups"][0].get("Count", len(CLIENTS))
+        wanted: int = one["TaskGroups"][0].get("Count", len(CLIENTS))
+        return len(self.nomad.running(one["ID"])) == wanted
 
     async def one(self, client: str, cycle: str = "k") -> None:
         """A cycle of one machine."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))
 """Of each test; test_deep.py runs all of them again with more."""
 PATIENCE = 2.0
 """Seconds of this process's own time that one example may take: a hang, not a busy machine."""

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rebootd.agent.settings import AgentSettings, validate
+from rebootd.agent.settings import AgentSettings, inputs, load, validate
 from rebootd.api.listen import parse_listen
 from rebootd.consul.settings import ConsulSettings
 from rebootd.core.amounts import parse_amount
@@ -197,3 +197,31 @@ def test_the_environment_of_consul(environ: dict[str, str]) -> None:
         ConsulSettings.from_env(environ)
     except InvalidInput as error:
         assert error.field  # noqa: PT017
+
+
+@fuzz
+@given(nearly("rack=r7", "labels={a: b}", "wait_out=5", "traffic_ports=[80]", "detect=[file]").map(text))
+@example("rack=2026-99-99")
+@example("rack=\udc80")
+@example("labels=" + "[" * 3000)
+@quickly
+def test_settings_on_the_command_line(written: str) -> None:
+    try:
+        validate(inputs({}, {}, [written]))
+    except InvalidInput as error:
+        assert error.accepted  # noqa: PT017
+
+
+@fuzz
+@given(nearly("rack: r7\nlabels: {a: b}\n", "wait_out: 5\n", "2026-99-99"))
+@example(b"rack: 2026-99-99")
+@example(b"rack: \xff")
+@example(b"labels: " + b"[" * 3000)
+@quickly
+def test_settings_in_files(tmp_path_factory: pytest.TempPathFactory, written: bytes) -> None:
+    path = tmp_path_factory.mktemp("settings") / "agent.yaml"
+    path.write_bytes(written)
+    try:
+        load(path, {}, {})
+    except InvalidInput as error:
+        assert error.accepted  # noqa: PT017

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -10,11 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rebootd.agent.statefile import AgentState
 from rebootd.agent.textfile import render
+from rebootd.cli.server_tls import TlsCollector, failed_handshakes
 from rebootd.coordinator.metrics import FleetCollector, Metrics
 from rebootd.core.decide import decide
 from rebootd.core.gates import Held, Reading, Samples
 from rebootd.core.model import Aside, CycleState, Event, PowerCycle, RackLock, State
 from rebootd.core.policy import parse_policy
+from rebootd.tls.follow import ServerState
 from tests.core.worlds import HALT, NOW, OTHER, OURS, cycle, machine, out, snapshot
 
 if TYPE_CHECKING:
@@ -74,6 +77,13 @@ def healthy() -> Snapshot:
     return snapshot(*machines, cycles=[cycle("k1", estimated=NOW + 3600)], racks={"r1": OURS})
 
 
+class Certificates:
+    """A daemon's, the same whether it leads or not."""
+
+    state = ServerState(SSLContext(PROTOCOL_TLS_SERVER), NOW + 90 * 86400, crl_expires=NOW + 90 * 86400)
+    problem = ""
+
+
 def daemon(world: Snapshot | None) -> str:
     """What ``GET /metrics`` answers, as ``rebootd server`` makes it: a leader's with this snapshot, or a follower's."""
     registry = CollectorRegistry()
@@ -90,12 +100,16 @@ def daemon(world: Snapshot | None) -> str:
         metrics.refused.labels("stale").inc()
         for result in ("committed", "not committed"):
             metrics.audit_entries.labels(result).inc()
+        for result in ("sent", "failed", "dropped"):
+            metrics.notifications.labels(result).inc()
         metrics.audit_broken.set(bool(world.faults))
         metrics.audit_unwritable.set(bool(world.faults))
         for state in State:
             left = State.IN_SERVICE if state is not State.IN_SERVICE else State.ENABLING
             metrics.happened(Event(time=NOW, machine="m1", frm=left.value, to=state.value, cause="cycle k1"), NOW - 9)
             metrics.happened(Event(time=NOW, machine="m1", frm=state.value, to="in-service", cause="enabled"), NOW - 9)
+    failed_handshakes(registry).labels("no certificate was shown").inc()
+    registry.register(TlsCollector(Certificates()))
     decision = decide(world) if world is not None else None
     registry.register(FleetCollector(lambda: (world, decision, 7) if world is not None and decision else None))
     return generate_latest(registry).decode()

@@ -92,7 +92,7 @@ def _many(options: argparse.Namespace) -> int:
         _explain(outcome, options)
     if failed:
         return 1
-    return enough(counts, options.seeds)
+    return enough(counts, options.seeds, options.profile)
 
 
 def _explain(outcome: Outcome, options: argparse.Namespace) -> None:
@@ -108,10 +108,26 @@ def _explain(outcome: Outcome, options: argparse.Namespace) -> None:
     print(f"  replay: python -m tests.sim --seed {outcome.seed} --faults {kept}{more}")
 
 
-def enough(counts: Counter[str], seeds: int) -> int:
+LEAST = {"reboots": 1.0, "leaderships": 1.2}
+"""How often things happen in a seed at least, on average over many."""
+LEAST_OF_ALL = LEAST | {
+    "gates passed": 1.0,
+    "quorum members out": 0.5,
+    "wave drains": 0.3,
+    "standing drains": 0.1,
+    "emergency steps": 0.1,
+    "power leaves": 0.02,
+    "forecasts": 0.5,
+}
+"""The same where every kind of seed is drawn: each feature was put to the test."""
+
+
+def enough(counts: Counter[str], seeds: int, profile: str = "") -> int:
     """A run in which too little happened proves nothing."""
-    if seeds >= 20 and (counts["reboots"] < seeds or counts["leaderships"] < 1.2 * seeds):
-        print("too little happened: this run proves nothing")
+    least = LEAST if profile else LEAST_OF_ALL
+    few = [what for what, share in least.items() if counts[what] < share * seeds]
+    if seeds >= 20 and few:
+        print(f"too little happened, this run proves nothing: {', '.join(f'{counts[w]} {w}' for w in few)}")
         return 1
     return 0
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from rebootd.core.model import Machine, RackRecord, State
+from rebootd.core.model import Machine, State
 from rebootd.core.states import WORKING
 from rebootd.core.windows import judge_windows
 from rebootd.store.port import CheckSession, Delete, Lock, Op, Set, Unlock
@@ -64,6 +62,8 @@ class GoingOut(Truth):
             self.powers.landed(rest[6:], value, ours=ours)
         if rest.startswith("cycles/"):
             self._cycle(rest[7:], value)
+        elif rest.startswith("racks/") and rest.endswith("/record"):
+            self._rack(rest[6:-7], value)
         elif rest == "policy" and value is not None:
             self._policy(value)
         elif rest == "epoch" and ours and value is not None:
@@ -147,11 +147,7 @@ class GoingOut(Truth):
         if after.cycle:
             self._wanted_by_cycle(after, what)
         lock = entries.get(f"{PREFIX}racks/{rack}/.lock")
-        record = entries.get(f"{PREFIX}racks/{rack}/record")
-        try:
-            ours = msgspec.json.decode(record.value, type=RackRecord).session if record is not None else ""
-        except msgspec.MsgspecError:
-            ours = ""
+        ours = self.rack_sessions.get(rack, "")
         if self.policy_broken:
             self.fail("S6", f"{self._who()} {what} {name} although the policy cannot be read")
         if lock is None or not lock.session or lock.session != ours:

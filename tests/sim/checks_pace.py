@@ -90,7 +90,7 @@ class PaceChecks:
                 truth.fail("WAVE", f"{truth._who()} drains {after.name} of wave {mine + 1} of {cycle.id}: {said}")
 
     def _done(self, m: Machine, cycle: Cycle) -> bool:
-        if m.state in {State.HELD, State.QUARANTINED} or m.flag:
+        if m.state in {State.HELD, State.QUARANTINED} or (m.flag and m.state is State.IN_SERVICE):
             return True
         return cycle.id in m.outcomes and not (m.cycle == cycle.id and m.state in WORKING)
 
@@ -102,7 +102,7 @@ class PaceChecks:
         chosen = [
             m
             for m in known.values()
-            if m.rack and (cycle.id in m.outcomes or (matches(m) and not (target and target(m))))
+            if m.rack and (cycle.id in (*m.outcomes, m.cycle) or (matches(m) and not (target and target(m))))
         ]
         last = [any(q.selector.matches(m) for q in policy.quorums) for m in chosen]
         order = {m.name: (late, self.rank(m.rack), m.name) for m, late in zip(chosen, last, strict=True)}
@@ -165,6 +165,8 @@ class PaceChecks:
                     continue
                 if own is not None and own.rack in {other.rack, after.rack}:
                     continue
+                if any(m.rack == after.rack and m.state in WORKING for m in snapshot.machines.values()):
+                    continue  # it was open before
                 if self._earlier(snapshot, other.rack, after.rack):
                     self.truth.fail("ORDER", f"rack {after.rack} is opened before {other.rack}, where {name} waits")
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MOVES = 0.5
 """Seconds by which a reason's ``since`` may differ from decision to decision."""
-FLEETING = frozenset({"next", "racks", "limit", "conflict", "rack-lock", "quorum", "store"})
+FLEETING = frozenset({"next", "window-fit", "racks", "limit", "conflict", "rack-lock", "quorum", "store"})
 """Kinds of reasons that are about this very moment."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -128,6 +129,13 @@ class MoreFaults(Ambushes):
     def _stuck(self, fault: Fault) -> None:
         self._machine(fault).next_boot = "stuck"
 
+    def _all_stuck(self, fault: Fault) -> None:
+        """Whoever boots next in a rack does not come up by itself, and whoever is down there now neither."""
+        for machine in self.world.machines.values():
+            if machine.box.rack == fault.target:
+                machine.next_boot = "stuck"
+                machine.stuck = machine.stuck or not machine.box.up
+
     def _cut_long(self, fault: Fault) -> Callable[[], None]:
         """A machine that nobody reaches for long is not dead for that."""
         return self._count(self._machine(fault).box, "cut_agents")
@@ -179,8 +187,11 @@ class MoreFaults(Ambushes):
         elif how == 2:
             return "lost"
         else:
+            # It comes back while the leader is still looking for the system behind the controller.
+            self.world.loop.after(60.0, self._controller(replace(fault, target=name), "late"))
             machine.box.cut_agents = 0
-            machine.power_cycle()
+            machine.stuck = False
+            machine.boot()
         return ""
 
     # --- pace -----------------------------------------------------------------------------------------
@@ -215,11 +226,16 @@ class MoreFaults(Ambushes):
         self.people.raw(Set("rebootd/policy", yaml.safe_dump(policy).encode()))
         return lambda: self.people.raw(Set("rebootd/policy", plan.policy.encode()))
 
-    def _member_down(self, fault: Fault) -> None:
-        """A member of a group goes down by itself."""
-        consul = [n for n, labels in self.world.plan.labels.items() if labels["role"] in {"consul", "db"}]
-        names = consul or sorted(self.world.machines)
-        self.world.machines[names[int(fault.at * 1000) % len(names)]].down()
+    def _member_down(self, fault: Fault) -> Callable[[], None] | None:
+        """A member of a group goes down by itself, or is held."""
+        members = [n for n, labels in self.world.plan.labels.items() if labels["role"] in {"consul", "db"}]
+        names = members or sorted(self.world.machines)
+        name = names[int(fault.at * 1000) % len(names)]
+        if int(fault.at) % 2:
+            self.world.machines[name].down()
+            return None
+        self.people.hold("machine", name)
+        return lambda: self.people.release("machine", name)
 
     def _emergency(self, fault: Fault) -> None:
         """A cycle that skips windows, and some of the gates that may be skipped."""

@@ -144,12 +144,13 @@ GATE_FAULTS = (
 POWER_FAULTS = (
     "stuck",
     "stuck",
-    "stuck",
+    "all-stuck",
     "controller-away",
     "controller-late",
     "controller-deaf",
     "controller-silent",
     "cut-long",
+    "ambush-power",
     "ambush-power",
     "ambush-power",
 )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rebootd.consul.leadership import Tuning
 from rebootd.store.port import Set
-from tests.sim.plan import Plan
+from tests.sim.features import Features
+from tests.sim.plan import Fault, Plan
 from tests.sim.run import run_world
 from tests.sim.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rebootd.store.port import Op
     from tests.sim.run import Outcome
 
+CUTTABLE = ("rebootd/machines/", "rebootd/power/", "rebootd/cycles/")
 CUTS = ("killed-before", "killed-after", "answer-lost", "late", "frozen", "session-lost")
 """What happens to the leader at the commit: it dies before or after it lands, it hears nothing, it hears too late..."""
 
@@ -38,15 +40,57 @@ def small_plan() -> Plan:
     )
 
 
-def run_cut(number: int, how: str) -> tuple[Outcome, bool]:
-    """The small plan, cut at its ``number``-th commit that moves a machine; whether there was such a commit."""
-    world = World(small_plan())
+def _plan(policy: str, **facts: Any) -> Plan:
+    plan = small_plan()
+    plan.policy = f"settle: 20s\n{policy}\n"
+    for name, value in facts.items():
+        setattr(plan, name, value)
+    return plan
+
+
+POWER = "failures: {power: {address: 'https://{name}.bmc.test', after: 5s}}\ndeadlines: {rebooting: 1m, verifying: 1m}"
+PLANS: dict[str, Callable[[], Plan]] = {
+    "plain": small_plan,
+    "power": lambda: _plan(
+        f"{POWER}\nunreachable_after: 40s",
+        features=Features(power=True),
+        failure_budget=100,
+        faults=[Fault(21.0, "stuck", "m1a")],
+    ),
+    "waves": lambda: _plan(
+        "waves: [{size: 1, soak: 20s}, {size: 2, soak: 10s}, {size: 100%}]\nracks: {order: [r2, r1]}"
+    ),
+    "standing": lambda: _plan(
+        "standing: {enabled: true, every: 1h}",
+        features=Features(standing=True),
+        required={"m1a", "m1b", "m2a", "m2b"},
+        cycle_at=1e9,
+    ),
+    "emergency": lambda: _plan(
+        "windows: {required: true, calendar: [{name: later, start: '0 0 1 1 *', duration: 1h}]}",
+        faults=[Fault(25.0, "emergency")],
+    ),
+    "gates": lambda: _plan(
+        "gates: [{name: prometheus, kind: prometheus, address: 'http://p:9090', query: errors, holds_when: < 5}]\n"
+        "quorums: [{name: trio, selector: 'name in (m1a, m1b, m2a)'}]",
+        features=Features(sight=True, gates=("prometheus",), quorums=True),
+    ),
+}
+"""Small plans, each with another kind of transitions. All of their machines reboot once."""
+
+
+def run_cut(number: int, how: str, plan: str = "plain") -> tuple[Outcome, bool]:
+    """A small plan, cut at its ``number``-th commit that moves a machine, a power cycle or a cycle; whether there was
+    such a commit.
+    """
+    drawn = PLANS[plan]()
+    world = World(drawn)
     passed = 0
     cut = False
 
     def ambush(actor: str, ops: Sequence[Op]) -> str | None:
         nonlocal passed, cut
-        if not any(isinstance(op, Set) and op.key.startswith("rebootd/machines/") for op in ops):
+        if not any(isinstance(op, Set) and op.key.startswith(CUTTABLE) for op in ops):
             return None
         passed += 1
         if passed != number:
@@ -55,7 +99,7 @@ def run_cut(number: int, how: str) -> tuple[Outcome, bool]:
         return _spring(world, actor, how)
 
     world.servers.ambushes.append(ambush)
-    outcome = run_world(world, faults=[(0, None)])
+    outcome = run_world(world, faults=[(0, None), *enumerate(drawn.faults, 1)])
     return outcome, cut
 
 

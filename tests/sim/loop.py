@@ -288,8 +288,13 @@ class SimLoop(asyncio.AbstractEventLoop):
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         asyncio._set_running_loop(self)
         try:
+            closed: set[SimTask] = set()
             for _ in range(5):  # what is closed may start tasks in its last moments
-                for task in self.tasks():
+                fresh = [task for task in self.tasks() if task not in closed]
+                if not fresh:
+                    break
+                closed.update(fresh)
+                for task in fresh:
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     with contextlib.suppress(BaseException):
                         task.get_coro().close()

@@ -283,7 +283,7 @@ ONE_MACHINE = frozenset(
         "still-required", "edit-stamps",
     }
 )  # fmt: skip
-ONE_RACK = frozenset({"hold-rack", "rack-lock", "unlock", "end-lock-session", "rack-power"})
+ONE_RACK = frozenset({"hold-rack", "rack-lock", "unlock", "end-lock-session", "rack-power", "all-stuck"})
 SHARES = frozenset({"lossy", "repeats", "slow", "store-late", "store-loses", "store-twice"})
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from tests.sim.__main__ import enough
-from tests.sim.interrupted import CUTS, run_cut
+from tests.sim.__main__ import LEAST_OF_ALL, enough
+from tests.sim.interrupted import CUTS, PLANS, run_cut
 from tests.sim.plan import Fault, make_plan
 from tests.sim.planted import plant
 from tests.sim.run import Outcome, quiet_logs, run_seed
@@ -34,20 +34,29 @@ def test_a_cut_plan_ends_well(number: int, how: str) -> None:
     check_cut(number, how)
 
 
+@pytest.mark.parametrize(("plan", "number"), [(p, n) for p in sorted(PLANS) if p != "plain" for n in (10, 17)])
+@pytest.mark.parametrize("how", ["killed-after", "late"])
+def test_a_cut_plan_of_another_kind_ends_well(plan: str, number: int, how: str) -> None:
+    assert check_cut(number, how, plan)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("plan", sorted(PLANS))
 @pytest.mark.parametrize("how", CUTS)
-def test_plans_cut_anywhere_end_well(how: str) -> None:
+def test_plans_cut_anywhere_end_well(how: str, plan: str) -> None:
     number = 1
-    while check_cut(number, how):
+    while check_cut(number, how, plan):
         number += 1
     assert number > 20
 
 
-def check_cut(number: int, how: str) -> bool:
+def check_cut(number: int, how: str, plan: str = "plain") -> bool:
     quiet_logs()
-    outcome, cut = run_cut(number, how)
+    outcome, cut = run_cut(number, how, plan)
     assert outcome.ok, story(outcome)
     assert outcome.counts["reboots"] == 4
+    assert outcome.counts["power cycles"] <= 1
     return cut
 
 
@@ -78,6 +87,10 @@ def test_a_failing_seed_is_shrunk_to_what_it_needs() -> None:
 
 
 def test_too_little_is_noticed() -> None:
-    assert enough(Counter(reboots=500, leaderships=200), 100) == 0
-    assert enough(Counter(reboots=50, leaderships=200), 100) == 1
-    assert enough(Counter(reboots=500, leaderships=100), 100) == 1
+    much = Counter(dict.fromkeys(LEAST_OF_ALL, 500))
+    assert enough(much, 100) == 0
+    for what in sorted(LEAST_OF_ALL):
+        assert enough(Counter(much) - Counter({what: 499}), 100) == 1, what
+    assert enough(Counter(reboots=500, leaderships=200), 100, "hosts") == 0
+    assert enough(Counter(reboots=50, leaderships=200), 100, "hosts") == 1
+    assert enough(Counter(reboots=500, leaderships=100), 100, "hosts") == 1

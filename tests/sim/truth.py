@@ -76,6 +76,8 @@ class Truth:
         self.cycles: dict[str, Cycle] = {}
         self.policy: Policy = DEFAULT_POLICY
         self.policy_broken = False
+        self.rack_sessions: dict[str, str] = {}
+        """The session by which each rack is ours, as the last record of it said that could be read."""
         self.permits: dict[str, dict[str, float]] = defaultdict(dict)
         """boot_id: nonce: the true time until which its permit is valid."""
         self.history: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
@@ -148,6 +150,14 @@ class Truth:
                 self.cycles[name] = msgspec.json.decode(value, type=Cycle)
             except msgspec.MsgspecError:
                 return
+
+    def _rack(self, rack: str, value: bytes | None) -> None:
+        """Who spoils the record takes no lock away: the leader may hold it without having looked."""
+        if value is None:
+            self.rack_sessions.pop(rack, None)
+            return
+        with contextlib.suppress(msgspec.MsgspecError):
+            self.rack_sessions[rack] = msgspec.json.decode(value, type=RackRecord).session
 
     def _policy(self, value: bytes) -> None:
         self.policy_broken = True

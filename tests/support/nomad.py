@@ -117,11 +117,15 @@ class Nomad:
     """``servers`` and ``clients`` (by name). A context manager that leaves no task behind."""
 
     def __init__(
-        self, folder: Path, clients: Mapping[str, Mapping[str, str]], *, servers: int = 1, consul: str = ""
+        self,
+        folder: Path,
+        clients: Mapping[str, Mapping[str, str]],
+        *,
+        servers: int = 1,
+        consuls: Mapping[str, str] | None = None,
     ) -> None:
         self.servers = [
-            NomadAgent(f"nomad-server{n}", folder / f"server{n}", {"server": {"enabled": True}}, consul)
-            for n in range(servers)
+            NomadAgent(f"nomad-server{n}", folder / f"server{n}", {"server": {"enabled": True}}) for n in range(servers)
         ]
         joined = [f"127.0.0.1:{s.ports['serf']}" for s in self.servers]
         for server in self.servers:
@@ -138,7 +142,8 @@ class Nomad:
             }
         self.rpc = [f"127.0.0.1:{s.ports['rpc']}" for s in self.servers]
         self.clients = {
-            name: NomadAgent(name, folder / name, _client(self.rpc, meta), consul) for name, meta in clients.items()
+            name: NomadAgent(name, folder / name, _client(self.rpc, meta), (consuls or {}).get(name, ""))
+            for name, meta in clients.items()
         }
 
     # --- asking --------------------------------------------------------------------------
@@ -235,7 +240,7 @@ class Nomad:
         for agent in (*self.clients.values(), *self.servers):
             agent.kill()
         for client in self.clients.values():
-            _unmount(client.folder)
+            unmount(client.folder)
 
 
 def _client(servers: Sequence[str], meta: Mapping[str, str]) -> dict[str, Any]:
@@ -257,7 +262,7 @@ def _client(servers: Sequence[str], meta: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _unmount(folder: Path) -> None:
+def unmount(folder: Path) -> None:
     """The secrets folders of allocations that were not stopped in time are mounts."""
     for line in Path("/proc/mounts").read_text(encoding="ascii", errors="replace").splitlines():
         where = line.split()[1]
@@ -267,19 +272,23 @@ def _unmount(folder: Path) -> None:
 
 @contextlib.contextmanager
 def nomad(
-    clients: Mapping[str, Mapping[str, str]], *, servers: int = 1, consul: str = "", folder: Path | None = None
+    clients: Mapping[str, Mapping[str, str]],
+    *,
+    servers: int = 1,
+    consuls: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Iterator[Nomad]:
-    """A ready Nomad with clients of these names and metadata, registered in ``consul`` if that is given."""
+    """A ready Nomad with clients of these names and metadata.
+
+    ``consuls`` maps clients to the ``host:port`` of their Consul agents: one each, since a Nomad client removes the
+    services that other clients have registered with the same agent.
+    """
     binary()
-    if folder is not None:
-        with Nomad(folder, clients, servers=servers, consul=consul) as made:
+    with tempfile.TemporaryDirectory(prefix="rebootd-nomad-", ignore_cleanup_errors=True) as path:
+        # Tasks of other users must pass through it.
+        Path(path).chmod(0o711)
+        with Nomad(folder or Path(path), clients, servers=servers, consuls=consuls) as made:
             yield made
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="rebootd-nomad-", ignore_cleanup_errors=True) as path,
-        Nomad(Path(path), clients, servers=servers, consul=consul) as made,
-    ):
-        yield made
 
 
 def job(name: str, kind: str = "service", count: int = 1, **task: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.support.cluster import die_with_parent, free_ports, wait_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TOKEN = "correct-horse-battery"  # noqa: S105
+TOKEN = "correct-horse-battery"
 MACHINES = {f"r{rack}m{number}": f"r{rack}" for rack in (1, 2, 3) for number in (1, 2)}
 
 

@@ -170,9 +170,18 @@ class GateKeeper:
         if value is None:
             log.info("gate-unreadable", gate=name, error=error)
             self._due[name] = min(self._due[name], asyncio.get_running_loop().time() + RETRY)
-        self._fleet.readings[name] = Reading(gate=gate, at=at, value=value, error=error[:500])
-        self._dirty.set()
+        before = self._fleet.readings.get(name)
+        self._fleet.readings[name] = reading = Reading(gate=gate, at=at, value=value, error=error[:500])
+        if before is None or not self._renewed(before, reading):
+            self._dirty.set()
         self._poke.set()
+
+    def _renewed(self, before: Reading, reading: Reading) -> bool:
+        """Whether the gate could be judged by the reading before until now, and is judged alike: nothing to decide."""
+        gate = reading.gate
+        alike = reading.value is not None and reading.value == before.value and gate == before.gate
+        invalid = max(self._fleet.gate_changed.get(gate.name, 0.0), self._wall() - gate.max_age)
+        return alike and before.at > invalid
 
     async def _see(self, gate: Gate) -> Value:
         if self._sight is None:

@@ -6,12 +6,11 @@ import argparse
 import os
 import shutil
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.e2e.box import nomad, rootfs
+from tests.e2e.box import faults, nomad, rootfs
 from tests.e2e.box.control import Box
 from tests.e2e.box.desk import Desk
 from tests.e2e.box.plan import PLANS, full
@@ -57,7 +56,7 @@ def _arguments() -> argparse.Namespace:
     up = commands.add_parser("up", help="build a box and start its hosts")
     up.add_argument("--size", choices=sorted(PLANS), default="small")
     up.add_argument("--one-file", type=Path, help="dist/rebootd; else this tree and its libraries")
-    up.add_argument("--driver", choices=["exec", "raw_exec"], default="exec", help="how Nomad runs the daemons")
+    up.add_argument("--driver", choices=["exec", "raw_exec"], default=nomad.DRIVER, help="how Nomad runs the daemons")
     commands.add_parser("down", help="end it and remove everything")
     commands.add_parser("status", help="the hosts, their power and boots")
     enter = commands.add_parser("enter", help="a shell, or a command, in a host")
@@ -82,18 +81,13 @@ def _up(folder: Path, asked: argparse.Namespace) -> int:
     if reason:
         raise rootfs.NoBoxError(reason)
     clear(folder)
-    start = time.monotonic()
     scheduled = asked.size == "full" and nomad.binary() is not None
     box = Box.build(folder, full(nomad=True) if scheduled else PLANS[asked.size](), asked.one_file)
     box.start(stay=True)
-    box.on()
     desk = Desk(box)
-    if scheduled:
-        nomad.begin(desk, asked.driver)
-    desk.in_service(120)
-    desk.balanced(60)
+    took = faults.cold_start(desk, 240, driver=asked.driver)
     ran = "Nomad runs the daemons" if scheduled else "there is no Nomad in this box"
-    print(f"all machines are in service after {time.monotonic() - start:.0f} s; {ran}")
+    print(f"{ran}; seconds until {', '.join(f'{what}: {seconds:g}' for what, seconds in took.items())}")
     print(f"shell: box enter {box.plan.machines[0].name}    end: box down")
     print(f"rebootctl: box ctl status    network: {' '.join(box.within())} curl {desk.servers[0]}/v1/status")
     desk.close()

@@ -50,7 +50,7 @@ class Box:
         layers.common(everywhere)
         binds = [f"{locate()}:{consul.PROGRAM}", *agents.program(everywhere, one_file)]
         if plan.nomad:
-            binds.append(f"{nomad.binary()}:{nomad.BINARY}")
+            binds.append(nomad.fetched(folder))
         for host in plan.hosts:
             layer = folder / "layers" / host.name
             layers.own(layer, host)

@@ -114,8 +114,11 @@ def lose_power(box: Box, hosts: Sequence[str]) -> None:
         list(pool.map(box.cut, hosts))
 
 
-def cold_start(desk: Desk, timeout: float, *, traffic: bool = True) -> dict[str, float]:
-    """Power for all hosts at once: seconds until Consul leads, rebootd leads, all are in service, ``traffic`` flows."""
+def cold_start(desk: Desk, timeout: float, *, traffic: bool = True, driver: str = "") -> dict[str, float]:
+    """Power for all hosts at once: seconds until Consul leads, rebootd leads, all are in service, ``traffic`` flows.
+
+    ``driver``: Nomad has no job yet; it is told to run rebootd with that driver once it is ready.
+    """
     box, start, wall = desk.box, time.monotonic(), time.time()
     box.on()
 
@@ -124,7 +127,7 @@ def cold_start(desk: Desk, timeout: float, *, traffic: bool = True) -> dict[str,
 
     steps: dict[str, Callable[[], object]] = {
         "consul leads": lambda: _consul_leads(box),
-        **({"nomad leads": lambda: nomad.ready(box)} if box.plan.nomad else {}),
+        **({"nomad is ready": lambda: nomad.ready(box)} if box.plan.nomad else {}),
         "rebootd leads": desk.status,
         "all in service": lambda: received() == {host.name for host in box.plan.machines},
         "all get requests": lambda: len(desk.pool()) == sum(host.web for host in box.plan.hosts),
@@ -135,6 +138,8 @@ def cold_start(desk: Desk, timeout: float, *, traffic: bool = True) -> dict[str,
     for name, question in steps.items():
         desk.until(question, name, timeout)
         took[name] = round(time.monotonic() - start, 1)
+        if name == "nomad is ready" and driver:
+            nomad.run_rebootd(box, driver)
     return took
 
 

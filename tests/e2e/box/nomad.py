@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.e2e.box import layers
 from tests.e2e.box.agents import PROGRAM, TREE
+from tests.e2e.box.rootfs import NoBoxError
 
 if TYPE_CHECKING:
     from tests.e2e.box.control import Box
-    from tests.e2e.box.desk import Desk
     from tests.e2e.box.plan import BoxPlan, HostPlan
 
-BINARY = "/opt/bin/nomad"
+DRIVER = os.environ.get("BOX_DRIVER", "exec")
+"""How Nomad runs the daemons: ``raw_exec`` is for where ``exec`` cannot work."""
+BINARY = "/opt/nomad/nomad"
 JOB = "etc/nomad/rebootd.nomad.hcl"
 # Nomad's exec driver writes to every controller, and systemd-nspawn binds those of cgroup v1 read-only.
 _CGROUPS = """[Unit]
@@ -74,6 +77,20 @@ def binary() -> Path | None:
     return Path(named) if named and Path(named).is_file() else None
 
 
+def fetched(folder: Path) -> str:
+    """What has to be bound into the hosts: a folder with Nomad in it, made in the box's own.
+
+    Not the file alone: the exec driver starts itself through an overlay over the folder that it is in, where a file
+    that was mounted there is an empty one.
+    """
+    program = binary()
+    if program is None:
+        raise NoBoxError("there is no nomad: name one with $NOMAD_BIN")
+    (folder / "nomad").mkdir()
+    shutil.copy(program, folder / "nomad")
+    return f"{folder / 'nomad'}:{Path(BINARY).parent}"
+
+
 def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
     """Nomad in a host's own layer, where the plan wants one."""
     if not plan.nomad or not (host.consul_server or host.web):
@@ -95,8 +112,6 @@ def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
             "bootstrap_expect": len(servers),
             "raft_multiplier": 1,
             "raft_protocol": 3,
-            "heartbeat_grace": "5s",
-            "min_heartbeat_ttl": "2s",
             "server_join": {"retry_join": servers, "retry_interval": "1s"},
         }
     else:
@@ -125,12 +140,6 @@ def ready(box: Box) -> bool:
     return {n["Name"] for n in nodes if n["Status"] == "ready"} >= {h.name for h in box.plan.hosts if h.web}
 
 
-def begin(desk: Desk, driver: str) -> None:
-    """Waits for Nomad and runs rebootd on it; a ``driver`` of its own is for hosts where ``exec`` cannot work."""
-    desk.until(lambda: ready(desk.box), "Nomad to be ready", 120)
-    run_rebootd(desk.box, driver)
-
-
 def run_rebootd(box: Box, driver: str, **variables: str | int) -> str:
     """Runs the shipped job, or updates it; what ``nomad job run`` says."""
     given = {
@@ -152,7 +161,6 @@ def run_rebootd(box: Box, driver: str, **variables: str | int) -> str:
 def ask(box: Box, path: str) -> Any:
     """What Nomad's API answers, of any server that does. Raises ``RuntimeError``."""
     for host in box.plan.consul_servers:
-        answer = box.run("lb", "curl", "-sf", "-m", "3", f"http://{host.address}:4646{path}", check=False)
-        if answer:
-            return json.loads(answer)
+        with suppress(RuntimeError):
+            return json.loads(box.run("lb", "curl", "-sf", "-m", "3", f"http://{host.address}:4646{path}"))
     raise RuntimeError(f"no Nomad server answers {path}")

@@ -28,7 +28,7 @@ quorums:
   - name: consul
     selector: role=consul
 deadlines: {rebooting: 25s}
-settle: 5s
+settle: 10s
 failure_budget: 1
 """
 FIGURES: list[str] = []

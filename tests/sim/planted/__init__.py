@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from tests.sim.planted import agents, coordinators, cores
+from tests.sim.planted import agents, beside, coordinators, cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.sim.planted.kind import Planted
 
-PLANTED: dict[str, Planted] = {p.name: p for p in (*cores.ALL, *coordinators.ALL, *agents.ALL)}
+PLANTED: dict[str, Planted] = {p.name: p for p in (*cores.ALL, *beside.ALL, *coordinators.ALL, *agents.ALL)}
 
 
 @contextmanager

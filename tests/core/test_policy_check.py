@@ -1,0 +1,80 @@
+"""What `policy diff` and `policy apply` say of a policy on the fleet as it is: whom it concerns, and what cannot be meant so."""
+
+from __future__ import annotations
+
+import pytest
+
+from rebootd.core.operations_policy import diff_policy
+from rebootd.core.policy import parse_policy
+from tests.core.worlds import machine, snapshot
+
+FLEET = snapshot(
+    *(machine(f"d{n}", "r1", labels={"role": "database"}) for n in range(4)),
+    *(machine(f"w{n}", "r2", labels={"role": "web"}) for n in range(7)),
+)
+GATE = "{name: load, kind: prometheus, address: 'http://p:9090', query: up, holds_when: < 5, covers: %s}"
+
+UNMATCHED = {
+    "limits": ("limits: [{name: dbs, selector: role=databse, max: 1}]", "limits[0].selector"),
+    "gates": (f"gates: [{GATE % 'role=databse'}]", "gates[0].covers"),
+    "quorums": ("quorums: [{name: dbs, selector: role=databse}]", "quorums[0].selector"),
+    "standing": ("standing: {enabled: true, selector: role=databse}", "standing.selector"),
+    "waves": ("waves: [{name: a, machines: role=databse}, {name: b, size: '100%'}]", "waves[0].machines"),
+}
+
+
+@pytest.mark.parametrize("where", UNMATCHED)
+def test_a_selector_that_matches_nothing_is_a_warning_that_names_the_nearest(where: str) -> None:
+    text, field = UNMATCHED[where]
+    [warning] = diff_policy(FLEET, text).warnings
+    assert warning.startswith(f"{field}: 'role=databse' matches no machine")
+    assert "nearest: database" in warning
+
+
+def test_an_unknown_label_names_the_nearest() -> None:
+    [warning] = diff_policy(FLEET, "limits: [{name: dbs, selector: roll=web, max: 1}]").warnings
+    assert "no machine has 'roll'; nearest: role" in warning
+
+
+NEVER = {
+    "racks.unavailable": ("racks: {unavailable: 0}", "11 machines"),
+    "limits[0].max": ("limits: [{name: webs, selector: role=web, max: 0}]", "7 machines"),
+}
+
+
+@pytest.mark.parametrize("field", NEVER)
+def test_a_limit_of_0_is_accepted_and_shown_as_never(field: str) -> None:
+    text, concerned = NEVER[field]
+    [warning] = diff_policy(FLEET, text).warnings
+    assert warning.startswith(f"{field}: 0 means never")
+    assert concerned in warning
+    assert "0%" not in warning
+    assert diff_policy(FLEET, text.replace(": 0", ": 1%")).warnings == ()
+
+
+CONCERNS = {
+    "a gate": (f"gates: [{GATE % 'role=web'}]", "gate load", 7),
+    "a gate on all": ("gates: [{name: c, kind: consul-quorum}]", "gate c", 11),
+    "a quorum group": ("quorums: [{name: dbs, selector: role=database}]", "quorum group dbs", 4),
+    "the standing cycle": ("standing: {enabled: true, selector: role=web}", "standing cycle standing", 7),
+}
+
+
+@pytest.mark.parametrize("what", CONCERNS)
+def test_what_changes_says_for_which_machines(what: str) -> None:
+    text, name, many = CONCERNS[what]
+    told = diff_policy(FLEET, text)
+    [concern] = told.concerns
+    assert (concern.what, concern.machines, len(concern.examples)) == (name, many, min(5, many))
+    assert not told.fleet_wide
+    given = snapshot(*FLEET.machines.values(), policy=parse_policy(text))
+    assert diff_policy(given, text).concerns == ()
+    [back] = diff_policy(given, "{}").concerns
+    assert (back.what, back.machines) == (name, many)
+
+
+def test_who_is_in_the_old_or_in_the_new_selection_is_concerned() -> None:
+    given = snapshot(*FLEET.machines.values(), policy=parse_policy("quorums: [{name: q, selector: role=database}]"))
+    [concern] = diff_policy(given, "quorums: [{name: q, selector: role=web}]").concerns
+    assert concern.machines == 11
+    assert diff_policy(given, "{racks: {open: 2}}").fleet_wide
