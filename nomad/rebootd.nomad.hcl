@@ -317,7 +317,7 @@ job "rebootd" {
         CONSUL_HTTP_ADDR       = var.consul_address
         CONSUL_HTTP_TOKEN_FILE = local.consul_token_file
 
-        # Where the one file unpacks itself at its first start (some 30 MB): with the allocation, and gone with it.
+        # Where the one file unpacks itself at its first start (57 MB): with the allocation, and gone with it.
         PEX_ROOT = "${NOMAD_TASK_DIR}/pex"
       }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +97,8 @@ def audit_verify(ctl: Ctl, files: tuple[str, ...], head_file: BinaryIO | None, o
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    import gzip
+
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         yield from file
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rebootd.tls.authority import Authority
+
+T = TypeVar("T")
 
 CA, CA_KEY, CRL = "rebootd-ca.pem", "rebootd-ca-key.pem", "rebootd-crl.pem"
 CA_DAYS, CERT_DAYS = 3650, 365
@@ -189,7 +191,7 @@ def _read(path: Path, field: str) -> bytes:
     return _checked(lambda: check_pem(path, "", field))
 
 
-def _checked(work: Callable[[], Any]) -> Any:
+def _checked(work: Callable[[], T]) -> T:
     try:
         return work()
     except InvalidInput as error:

@@ -68,7 +68,7 @@ def _diff(d: PolicyDiff) -> Iterator[RenderableType]:
         some = ", ".join(concern.examples) + (" ..." if concern.machines > len(concern.examples) else "")
         yield text(f"{concern.what} concerns {concern.machines} machines{f': {some}' if some else ''}")
     if d.fleet_wide:
-        yield text("the other fields concern every machine" if d.limits or d.concerns else "this concerns every machine")
+        yield text(("the other fields concern" if d.limits or d.concerns else "this concerns") + " every machine")
 
 
 @policy.command(example="rebootctl policy apply policy.yaml --reason 'two racks at once'")

@@ -303,6 +303,8 @@ class Fleet:
             self.alarms.pop(key, None)
 
     def _alarms(self) -> tuple[str, ...]:
+        no_nomad = "the policy drains at Nomad, and this leader was given no address of one (--nomad)"
+        self.alarm("no nomad", no_nomad if self.policy.drains.nomad is not None and self.nomad is None else "")
         if self.policy.failures.power.address and not self.can_power:
             return (*self.alarms.values(), "the policy wants power cycles, and this leader has no credentials for them")
         return tuple(self.alarms.values())

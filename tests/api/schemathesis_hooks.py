@@ -46,7 +46,7 @@ def before_call(_context: HookContext, case: Case[Any], _kwargs: dict[str, Any])
     meant_well = case.meta is not None and case.meta.generation.mode is schemathesis.GenerationMode.POSITIVE
     if not meant_well:
         return
-    for name in ("epoch", "index"):
+    for name in ("epoch", "index", "failure_budget"):
         if isinstance(body.get(name), float):
             body[name] = int(body[name])  # 5.0 is an integer to JSON Schema, and not to us
     if isinstance(body.get("failure_budget"), str):

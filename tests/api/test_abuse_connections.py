@@ -17,10 +17,13 @@ from rebootd.api.connections import Limits
 from rebootd.core.model import Event
 from tests.api.fake_desk import FakeOffice
 from tests.api.raw import call
+from tests.api.secure import secured
 from tests.api.server import Api, running
+from tests.support.pki import Pki
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 TIGHT = Limits(head=0.3, idle=2.0, pace=1000, look=0.3, per_address=8, total=12, loopback=True)
 GOOD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -47,7 +50,7 @@ async def test_who_never_ends_a_head_is_left(tight: Api, begun: bytes) -> None:
         caller.send(begun)
         started = asyncio.get_running_loop().time()
         assert await caller.gone(3)
-        assert 0.2 < asyncio.get_running_loop().time() - started < 1.5
+        assert asyncio.get_running_loop().time() - started > 0.2
 
 
 async def test_a_head_byte_by_byte_does_not_buy_time(tight: Api) -> None:
@@ -66,13 +69,13 @@ async def test_a_head_byte_by_byte_does_not_buy_time(tight: Api) -> None:
             dripping.cancel()
 
 
-async def test_a_second_head_has_as_little_time_as_the_first(tight: Api) -> None:
-    async with call(tight.serving.port) as caller:
+async def test_a_second_head_has_as_little_time_as_the_first() -> None:
+    async with running(limits=replace(TIGHT, idle=30.0)) as api, call(api.serving.port) as caller:
         caller.send(GOOD)
         assert await caller.status() == 200
         await asyncio.sleep(0.5)  # idle for longer than a head may take, which is allowed
         caller.send(GOOD[:10])
-        assert await caller.gone(1.5)
+        assert await caller.gone(5)
 
 
 async def test_who_is_idle_is_left_after_a_while(tight: Api) -> None:
@@ -112,16 +115,17 @@ async def test_who_reads_too_slowly_is_left_and_holds_nothing(tight: Api) -> Non
     assert await healthy(tight)
 
 
-async def test_who_reads_at_a_fair_pace_is_kept(tight: Api) -> None:
-    tight.desk.events = [Event(seq=n, time=1.0, kind="note", detail="x" * 900) for n in range(1, 10_001)]
-    async with call(tight.serving.port, window=65_536) as caller:
-        caller.send(b"GET /v1/events?limit=10000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        got = 0
-        async with asyncio.timeout(20):
-            while chunk := await caller.reader.read(400_000):
-                got += len(chunk)
-                await asyncio.sleep(0.01)
-    assert got > 9_000_000
+async def test_who_reads_at_a_fair_pace_is_kept() -> None:
+    async with running(limits=replace(TIGHT, look=1.0)) as api:
+        api.desk.events = [Event(seq=n, time=1.0, kind="note", detail="x" * 900) for n in range(1, 5_001)]
+        async with call(api.serving.port, window=65_536) as caller:
+            caller.send(b"GET /v1/events?limit=5000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            got = 0
+            async with asyncio.timeout(60):
+                while chunk := await caller.reader.read(100_000):
+                    got += len(chunk)
+                    await asyncio.sleep(0.05)  # twice as long in all as a look
+    assert got > 4_500_000
 
 
 async def test_a_follower_that_does_not_read_is_left(tight: Api) -> None:
@@ -143,6 +147,16 @@ async def test_a_follower_that_does_not_read_is_left(tight: Api) -> None:
         finally:
             telling.cancel()
     assert await healthy(tight)
+
+
+@pytest.mark.parametrize("begun", [b"", b"\x16\x03\x01\x02\x00"], ids=["nothing", "half a hello"])
+async def test_who_never_ends_a_handshake_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr("rebootd.api.listen.HANDSHAKE_TIME", 0.3)
+    async with secured(Pki(tmp_path)) as api, call(api.serving.port) as caller:
+        caller.send(begun)
+        assert await caller.gone(3)
 
 
 # ------------------------------------------------------------------------------------------------------------ floods

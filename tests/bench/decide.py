@@ -13,7 +13,7 @@ from rebootd.cli.collector import spare
 from rebootd.core import selectors, windows
 from rebootd.core.amounts import Amount
 from rebootd.core.decide import decide
-from rebootd.core.gates import Firing, Instances, Reading, Samples, Servers
+from rebootd.core.gates import Firing, Instances, Reading, Samples, Servers, Value
 from rebootd.core.model import Cycle, Hold, Machine, Observation, RackLock, Snapshot, State
 from rebootd.core.policy import Limit, Policy, parse_policy
 from rebootd.core.selectors import parse_selector
@@ -45,7 +45,9 @@ EVERYTHING = """
       - {name: kernel, selector: kernel=6.1*, max: 1}
       - {name: site, selector: site!=b, max: 1}
     waves: [{machines: role=batch, soak: 1h}, {size: 10%, soak: 1h}, {size: 100%}]
-    quorums: [{name: brokers, selector: "role=queue,site=a"}, {name: lockers, selector: "name in (m00001,m00251,m00501)"}]
+    quorums:
+      - {name: brokers, selector: "role=queue,site=a"}
+      - {name: lockers, selector: "name in (m00001,m00251,m00501)"}
     gates:
       - {name: shop, kind: consul-service, service: shop, minimum: 90%}
       - {name: servers, kind: consul-quorum}
@@ -123,7 +125,7 @@ def everything() -> Snapshot:
     policy = parse_policy(EVERYTHING)
     snapshot = fleet(policy, away=5, failed=True)
     web = [m.name for m in snapshot.machines.values() if m.labels["role"] == "web"]
-    values = (
+    values: tuple[Value, ...] = (
         Instances(passing=dict.fromkeys(web[: len(web) // 2], 1), total=len(web), nodes=frozenset(web)),
         Servers(members={"m00001": "", "m00251": "raft says that it is behind", "m00501": ""}, tolerance=0),
         Samples((("db", 3.0),)),

@@ -1,94 +1,31 @@
-"""The audit chain with real files: over leaders, crashes, rotations, tampering and a disk that fails."""
+"""The audit chain with real files: over leaders, crashes, rotations and tampering."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import stat
-import threading
 import time
-from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 from rebootd.coordinator import audit as audit_room
-from rebootd.coordinator import audit_file
-from rebootd.coordinator.audit_file import AuditFile
 from rebootd.core import operations
-from rebootd.core.audit import Asked, Head, Kind, Line
+from rebootd.core.audit import Head, Kind
 from rebootd.core.audit_verify import verify
-from rebootd.core.caller import Caller
-from rebootd.core.errors import InvalidInput, NotFound, OutcomeUnknown, RebootdError, Refused
+from rebootd.core.errors import NotFound, OutcomeUnknown, RebootdError
 from rebootd.core.operations_cycles import start_cycle
-from rebootd.core.operations_inputs import Because
 from rebootd.core.operations_policy import apply_policy
 from rebootd.store.memory_faults import LOST_REPLY, NEVER, late
 from rebootd.store.port import Set
-from tests.coordinator.lab import Host, Lab, eventually
+from tests.coordinator.audit_office import ANN, ASKED, HEAD, WHY, Office, cycle_through, halt, unhalt
+from tests.coordinator.lab import Host, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-    from rebootd.coordinator.leader import Leader
-    from rebootd.core.audit_verify import Verdict
-
-ANN = Caller(identity="ann", kind="person", role="operator", address="10.0.0.7")
-WHY = Because(by="ann", reason="smoke in r7")
-ASKED = Asked(caller=ANN, what="PUT /v1/halt", by="ann@desk", reason="smoke in r7", request="r-1")
-HEAD = "rebootd/audit"
-
-
-class Office:
-    """Daemons with files in one folder."""
-
-    def __init__(self, folder: Path, racks: dict[str, list[str]] | None = None) -> None:
-        self.folder = folder
-        self.lab = Lab(racks or {"r1": ["m1"], "r2": ["m2"]})
-
-    @asynccontextmanager
-    async def leads(self, name: str, *, file: bool = True) -> AsyncIterator[Leader]:
-        kept = AuditFile(self.folder / f"{name}.log", name, time.time) if file else None
-        async with self.lab.leader(id=name, audit=kept) as leader:
-            yield leader
-        if kept is not None:
-            await kept.close()
-
-    def head(self) -> Head | None:
-        entry = self.lab.consul.entries.get(HEAD)
-        return msgspec.json.decode(entry.value, type=Head) if entry else None
-
-    def files(self) -> dict[str, list[bytes]]:
-        return {f.name: f.read_bytes().splitlines(keepends=True) for f in sorted(self.folder.glob("*.log*"))}
-
-    def verdict(self, **facts: Any) -> Verdict:
-        return verify(self.files(), self.head(), **facts)
-
-    def lines(self, name: str = "d1.log") -> list[Line]:
-        return [msgspec.json.decode(raw, type=Line) for raw in self.files()[name]]
-
-    def metric(self, name: str) -> float | None:
-        return self.lab.metrics.registry.get_sample_value(name)
-
-
-async def halt(leader: Leader, asked: Asked | None = ASKED) -> None:
-    await leader.apply(partial(operations.halt, because=WHY), asked)
-
-
-async def unhalt(leader: Leader) -> None:
-    await leader.apply(partial(operations.unhalt, because=WHY), ASKED)
-
-
-async def cycle_through(leader: Leader, host: Host) -> None:
-    await host.until(leader, "drained")
-    assert (await host.ask(leader)).granted
-    host.reboot()
-    await host.join(leader)
-
+    from pathlib import Path
 
 # ---------------------------------------------------------------------------------------------- what is written
 
@@ -312,136 +249,3 @@ async def test_a_head_that_is_changed_while_nothing_happens_is_noticed(
         assert leader.audit.broken == ""
         await office.lab.store.commit([Set(HEAD, b"{}")])
         await eventually(lambda: leader.audit.broken != "")
-
-
-# ------------------------------------------------------------------------------------------------ a disk that fails
-
-
-@contextmanager
-def full_disk(path: Path, room: int = 10) -> Iterator[None]:
-    """This file has ``room`` bytes left: a write is cut short, and the next one is refused."""
-    write, left = os.write, [room]
-
-    def writes(fd: int, data: memoryview) -> int:
-        if Path(f"/proc/self/fd/{fd}").readlink() != path:
-            return write(fd, data)
-        if not left[0]:
-            left[0] = room
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        wrote = write(fd, data[: left[0]])
-        left[0] -= wrote
-        return wrote
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "write", writes)
-        yield
-
-
-async def test_a_full_disk_refuses_changes_keeps_machines_in_and_never_delays_coming_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audit_room, "LOOK_EVERY", 0.05)
-    office = Office(tmp_path)
-    out, waiting = Host("m1"), Host("m2")
-    async with office.leads("d1") as leader:
-        await out.join(leader)
-        await waiting.join(leader)
-        await leader.apply(partial(apply_policy, text="settle: 0\n", because=WHY), ASKED)
-        start = partial(start_cycle, cycle_id="k", selector="*", because=WHY, target="", failure_budget=None)
-        await leader.apply(start, ASKED)
-        await out.until(leader, "drained")
-        assert (await out.ask(leader)).granted
-        await eventually(lambda: leader.audit.head.seq == 3)
-        await asyncio.sleep(0.1)
-        with full_disk(tmp_path / "d1.log"):
-            for _ in range(2):
-                with pytest.raises(Refused, match="cannot be written"):
-                    await halt(leader)
-            assert leader.snapshot().halt is None
-            assert office.metric("rebootd_audit_unwritable") == 1
-            out.reboot()
-            async with asyncio.timeout(5):
-                await out.join(leader)
-            # Nothing new goes out; it says why.
-            await waiting.report(leader, wait=0.3)
-            assert leader.fleet.machines["m2"].state.value == "in-service"
-            assert any("cannot be written" in b.what for b in leader.decision().reasons["m2"])
-        await eventually(lambda: office.metric("rebootd_audit_unwritable") == 0)
-        await halt(leader)
-    verdict = office.verdict()
-    assert verdict.findings == ()
-
-
-async def test_a_permit_is_not_given_without_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_room, "LOOK_EVERY", 0.05)
-    office = Office(tmp_path)
-    host = Host("m1")
-    async with office.leads("d1") as leader:
-        await host.join(leader)
-        await leader.apply(partial(apply_policy, text="settle: 0\n", because=WHY), ASKED)
-        start = partial(start_cycle, cycle_id="k", selector="*", because=WHY, target="", failure_budget=None)
-        await leader.apply(start, ASKED)
-        await host.until(leader, "drained")
-        await asyncio.sleep(0.1)
-        with full_disk(tmp_path / "d1.log"):
-            answer = await host.ask(leader)
-            assert not answer.granted
-            assert "cannot be written" in answer.reason
-        await eventually(lambda: office.metric("rebootd_audit_unwritable") == 0)
-        assert (await host.ask(leader)).granted
-    assert office.verdict().findings == ()
-
-
-async def test_a_disk_that_hangs_holds_up_a_change_for_a_moment_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audit_file, "PATIENCE", 0.2)
-    monkeypatch.setattr(audit_room, "LOOK_EVERY", 0.05)
-    office = Office(tmp_path)
-    host = Host("m1")
-    thawed = threading.Event()
-    sync = os.fdatasync
-    async with office.leads("d1") as leader:
-        await host.join(leader)
-
-        def hangs(fd: int) -> None:
-            thawed.wait(20)
-            sync(fd)
-
-        monkeypatch.setattr(os, "fdatasync", hangs)
-        began = time.monotonic()
-        for _ in range(3):
-            with pytest.raises(Refused, match="disk"):
-                await halt(leader)
-        host.reboot()
-        await host.join(leader)
-        assert time.monotonic() - began < 2
-        thawed.set()
-        monkeypatch.setattr(os, "fdatasync", sync)
-
-        async def halted() -> bool:
-            try:
-                await halt(leader)
-            except Refused:
-                return False
-            return True
-
-        async with asyncio.timeout(15):
-            while not await halted():
-                await asyncio.sleep(0.1)
-    assert office.verdict().findings == ()
-    assert office.verdict().committed == 1
-
-
-def test_two_daemons_do_not_share_a_file(tmp_path: Path) -> None:
-    first = AuditFile(tmp_path / "a.log", "d1", time.time)
-    with pytest.raises(InvalidInput, match="no other daemon"):
-        AuditFile(tmp_path / "a.log", "d2", time.time)
-    asyncio.run(first.close())
-
-
-@pytest.mark.parametrize("where", ["none/a.log", ".", "link"])
-def test_a_file_that_cannot_be_had_is_bad_input(tmp_path: Path, where: str) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InvalidInput, match="audit-log"):
-        AuditFile(tmp_path / where, "d1", time.time)

@@ -166,9 +166,19 @@ async def test_who_is_owed_something_gets_it_when_nomad_answers_again(monkeypatc
         await s.host.until(leader, "in-service")
         assert record(leader, "m1").nomad is not None
         assert s.nomad.orders == ["drain n-m1"]
+        await eventually(lambda: "not yet as they were at Nomad: m1" in "".join(leader.snapshot().alarms))
         s.nomad.away = False
         await eventually(lambda: record(leader, "m1").nomad is None)
+        await eventually(lambda: leader.snapshot().alarms == ())
         assert s.nomad.orders == ["drain n-m1", "enable n-m1"]
+
+
+async def test_a_leader_without_an_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = Scene(monkeypatch)
+    async with s.leading():
+        pass
+    async with s.lab.leader() as leader:
+        assert "no address" in "".join(leader.snapshot().alarms)
 
 
 async def test_nothing_is_asked_by_a_leader_that_may_not_speak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Machines that Consul's catalog has and a new leader has no record of: until it has settled they count as unavailable."""
+"""Machines that Consul's catalog has and a new leader no record of: until it has settled they count as unavailable."""
 
 from __future__ import annotations
 

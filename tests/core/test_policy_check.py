@@ -1,4 +1,4 @@
-"""What `policy diff` and `policy apply` say of a policy on the fleet as it is: whom it concerns, and what cannot be meant so."""
+"""What `policy diff` says of a policy on the fleet as it is: whom it concerns, and what cannot be meant so."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 MOVES = 0.5
 """Seconds by which a reason's ``since`` may differ from decision to decision."""
-FLEETING = frozenset({"next", "window-fit", "racks", "limit", "conflict", "rack-lock", "quorum", "store"})
-"""Kinds of reasons that are about this very moment."""
+FLEETING = frozenset({"next", "window-fit", "limit", "quorum", "racks", "rack-lock"})
+"""Kinds of reasons that are about this very moment, or about the present state of machines that are away."""
 
 
 class ReasonChecks:
@@ -21,7 +21,7 @@ class ReasonChecks:
     def __init__(self, truth: Truth) -> None:
         self.truth = truth
         self._epoch = 0
-        self._said: dict[str, tuple[int, dict[tuple[str, str], float]]] = {}
+        self._said: dict[str, tuple[tuple[int, float], dict[tuple[str, str], float]]] = {}
         self._offset = 0.0
 
     def decided(self, snapshot: Snapshot, decision: Decision) -> None:
@@ -41,9 +41,11 @@ class ReasonChecks:
                 found = seen[id(reasons)] = self._look(name, reasons, snapshot.now)
             machine = snapshot.machines.get(name)
             version = moved_on.get(name, machine.version if machine is not None else 0)
-            said[name] = (version, found)
-            then, before = self._said.get(name, (-1, {}))
-            if then != version:
+            # People may have edited the record, and its times.
+            stamp = (version, machine.since if machine is not None and not moved_on.get(name) else 0.0)
+            said[name] = (stamp, found)
+            then, before = self._said.get(name, ((-1, 0.0), {}))
+            if then != stamp:
                 # What its agent or its state is about began anew.
                 continue
             for key, since in found.items():
@@ -56,8 +58,8 @@ class ReasonChecks:
         for r in reasons:
             if not (r.kind and r.what and r.clears):
                 self.truth.fail("S8", f"a reason of {name} is incomplete: {r}")
-            elif not 0.0 <= r.since <= now + MOVES and r.since == r.since:
-                self.truth.fail("S8", f"a reason of {name} is from the future: {r.since - now:.0f} s ahead: {r}")
+            elif not 0.0 <= r.since <= now + MOVES:
+                self.truth.fail("S8", f"a reason of {name} is since {r.since - now:.0f} s from now: {r}")
         return {(r.kind, r.what): r.since for r in reasons}
 
 

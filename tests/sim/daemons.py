@@ -51,6 +51,19 @@ class NoMetrics:
 _NOTHING = _Nothing()
 
 
+class SimPeers:
+    """Which other daemons live, as their health checks would show it to ``own``."""
+
+    def __init__(self, own: SimDaemon) -> None:
+        self._own = own
+
+    async def nodes(self) -> frozenset[str]:
+        """The boxes of the daemons that answer."""
+        others = [d for d in self._own.world.daemons.values() if d is not self._own]
+        well = [d for d in others if d.process is not None and d.process.alive and not d.process.stopped]
+        return frozenset(d.box.name for d in well)
+
+
 class SimDaemon:
     """One daemon, restarted by its supervisor whenever it ends."""
 
@@ -94,6 +107,7 @@ class SimDaemon:
             rng=self.rng,
             sight=SimEyes(world.instruments, self.id, self.box, process) if world.instruments is not None else None,
             restarter=SimRestarter(world.controllers, self.id, process) if powers else None,
+            peers=SimPeers(self),
         )
         self.station.process = process
         self.station.api = Api(self.daemon)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography import x509
@@ -13,7 +14,6 @@ from rebootd.tls.files import TlsFiles
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
 
 
 def field(name: str) -> str:
@@ -58,6 +58,5 @@ class Pki:
 
     def revoke(self, files: TlsFiles) -> None:
         """Puts a certificate on the list."""
-        with open(files.cert, "rb") as cert:
-            serial = x509.load_pem_x509_certificate(cert.read()).serial_number
+        serial = x509.load_pem_x509_certificate(Path(files.cert).read_bytes()).serial_number
         self.crl.write_bytes(self.authority.revocations(self.crl.read_bytes(), [serial], utc_now()))

@@ -39,6 +39,7 @@ LIST_SOON = 2.0
 SHARE = 20
 """A list is made again after so many times the time that it took, at the earliest."""
 AT_ONCE = 8
+NAMED = 5
 META = "nomad_node"
 """The key of Consul's node meta that names a machine's Nomad client where it is not called as its Consul node is."""
 QUICK = frozenset({State.DRAINING, State.DRAINED, State.ENABLING, State.IN_SERVICE})
@@ -84,12 +85,13 @@ class NomadRoom:
         if fleet.policy.drains.nomad is not None:
             await self._list(now)
         names = [name for name, m in fleet.machines.items() if self._on_its_way(m)]
-        for name in [n for n in self._seen if n not in fleet.machines or not self._on_its_way(fleet.machines[n])]:
+        over = [n for n in self._seen if n not in fleet.machines or not self._on_its_way(fleet.machines[n])]
+        for name in over:
             del self._seen[name]
             self._due.pop(name, None)
         due = [name for name in names if self._due.get(name, 0.0) <= now]
-        if due:
-            await asyncio.gather(*(self._look(name) for name in due))
+        await asyncio.gather(*(self._look(name) for name in due))
+        if due or over:
             self._show()
 
     def _on_its_way(self, machine: Machine) -> bool:
@@ -99,7 +101,17 @@ class NomadRoom:
 
     def _show(self, **facts: Any) -> None:
         self._sight = self._fleet.nomad = replace(self._sight, seen=dict(self._seen), **facts)
+        self._fleet.alarm("nomad", self._alarm())
         self._dirty.set()
+
+    def _alarm(self) -> str:
+        said = [f"Nomad cannot be asked: {self._sight.error}"] if self._sight.error else []
+        machines = self._fleet.machines
+        owed = sorted(n for n in self._seen if n in machines and machines[n].state is State.IN_SERVICE)
+        if owed:
+            named = ", ".join(owed[:NAMED]) + (f" and {len(owed) - NAMED} more" if len(owed) > NAMED else "")
+            said.append(f"in service and not yet as they were at Nomad: {named}")
+        return "; ".join(said)
 
     # --- all clients -----------------------------------------------------------------------------
 

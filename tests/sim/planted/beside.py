@@ -28,9 +28,11 @@ from rebootd.core import (
     wishes,
 )
 from rebootd.core import power as core_power
+from rebootd.core.decision import Guard
 from rebootd.core.gates import Word
 from rebootd.core.model import State
 from rebootd.core.wire import Tri
+from tests.sim.planted.cores import guardless
 from tests.sim.planted.kind import Planted
 
 if TYPE_CHECKING:
@@ -177,15 +179,15 @@ def _emergency_quorums() -> Patches:
     return [mock.patch.object(gate_view.Safeguards, "_find", lenient)]
 
 
-def _emergency_halt() -> Patches:
-    """An emergency goes on while everything is halted."""
+def _emergency_holds() -> Patches:
+    """An emergency takes out what is held."""
     init = view.View.__init__
 
     def deaf(self: Any, snapshot: Any) -> None:
         urgent = any(c.emergency for c in snapshot.cycles.values())
         init(self, replace(snapshot, machine_holds={}, rack_holds={}) if urgent else snapshot)
 
-    return [mock.patch.object(view.View, "__init__", deaf)]
+    return [mock.patch.object(view.View, "__init__", deaf), *guardless(Guard.NOT_HELD)()]
 
 
 def _all_emergencies() -> Patches:
@@ -364,7 +366,8 @@ def _bad_hold() -> Patches:
         if entry is not None and b'"since"' not in entry.value:
             holds.pop(name, None)
 
-    return [mock.patch.object(Fleet, "_hold", hold)]
+    # The transaction looks at the key, too.
+    return [mock.patch.object(Fleet, "_hold", hold), *guardless(Guard.NOT_HELD)()]
 
 
 def _bad_policy() -> Patches:
@@ -433,7 +436,7 @@ ALL = (
     ),
     Planted("emergency-skips-limits", "an emergency goes beyond limits", _emergency_limits, "pace"),
     Planted("emergency-skips-quorums", "an emergency goes past quorum groups", _emergency_quorums, "pace"),
-    Planted("emergency-skips-holds", "an emergency takes out what is held", _emergency_halt, "everything"),
+    Planted("emergency-skips-holds", "an emergency takes out what is held", _emergency_holds, "pace"),
     Planted("emergency-for-all", "while there is an emergency every cycle skips windows", _all_emergencies, "pace"),
     Planted("power-cycled-twice", "one boot_id is power-cycled again and again", _power_twice, "power"),
     Planted("power-before-commit", "a power cycle is sent before its record has landed", _power_uncommitted, "power"),

@@ -64,7 +64,7 @@ def _no_halt() -> Patches:
     def blind(self: Any, snapshot: Snapshot) -> None:
         init(self, replace(snapshot, halt=None))
 
-    return [mock.patch.object(view.View, "__init__", blind), *_guardless(Guard.NO_HALT)()]
+    return [mock.patch.object(view.View, "__init__", blind), *guardless(Guard.NO_HALT)()]
 
 
 def _no_holds() -> Patches:
@@ -73,10 +73,10 @@ def _no_holds() -> Patches:
     def blind(self: Any, snapshot: Snapshot) -> None:
         init(self, replace(snapshot, machine_holds={}, rack_holds={}))
 
-    return [mock.patch.object(view.View, "__init__", blind), *_guardless(Guard.NOT_HELD)()]
+    return [mock.patch.object(view.View, "__init__", blind), *guardless(Guard.NOT_HELD)()]
 
 
-def _guardless(*which: Guard) -> Callable[[], Patches]:
+def guardless(*which: Guard) -> Callable[[], Patches]:
     """Steps are committed without some of their guards."""
 
     def patches() -> Patches:
@@ -220,17 +220,17 @@ ALL = (
     Planted("halt-ignored", "neither drain nor permit looks at the halt", _no_halt, "operators"),
     Planted("hold-ignored", "neither drain nor permit looks at holds", _no_holds, "operators"),
     Planted(
-        "halt-unguarded", "the transaction of a permit does not check the halt", _guardless(Guard.NO_HALT), "ambushes"
+        "halt-unguarded", "the transaction of a permit does not check the halt", guardless(Guard.NO_HALT), "ambushes"
     ),
-    Planted("hold-unguarded", "the transaction does not check holds", _guardless(Guard.NOT_HELD), "ambushes"),
+    Planted("hold-unguarded", "the transaction does not check holds", guardless(Guard.NOT_HELD), "ambushes"),
     Planted(
         "lock-unguarded",
         "the transaction does not check the lock of the rack",
-        _guardless(Guard.RACK_LOCKED),
+        guardless(Guard.RACK_LOCKED),
         "ambushes",
     ),
     Planted(
-        "policy-unguarded", "the transaction does not check the policy", _guardless(Guard.POLICY_UNCHANGED), "ambushes"
+        "policy-unguarded", "the transaction does not check the policy", guardless(Guard.POLICY_UNCHANGED), "ambushes"
     ),
     Planted("permit-issued-twice", "a second nonce for one boot_id is granted", _second_nonce, "ambushes"),
     Planted("window-not-checked", "windows are always open", _always_open, ""),

@@ -1,0 +1,111 @@
+"""The flags of ``rebootd server`` that protect the wire: what starts, and what does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+
+from rebootd.cli.server_settings import ServerSettings, server_options, settings_of
+from rebootd.cli.server_tls import Protection
+from rebootd.core.caller import Role
+from rebootd.core.errors import InvalidInput
+from tests.support.pki import Pki
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+
+def settings(*words: str, **environ: str) -> ServerSettings:
+    found: list[ServerSettings] = []
+
+    @click.command(context_settings={"auto_envvar_prefix": "REBOOTD"})
+    @server_options
+    def command(**flags: Any) -> None:
+        found.append(settings_of(flags, {}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        command.main(list(words), standalone_mode=False)
+    return found[0]
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return Pki(tmp_path / "pki")
+
+
+def tls(pki: Pki) -> list[str]:
+    files = pki.server()
+    return ["--tls-ca", files.ca, "--tls-cert", files.cert, "--tls-key", files.key, "--tls-crl", files.crl]
+
+
+async def test_with_certificates_a_daemon_listens_anywhere(pki: Pki) -> None:
+    found = settings("--listen", "0.0.0.0:8473", *tls(pki))
+    assert found.tls.on
+    protection = Protection(found, CollectorRegistry())
+    assert protection.context is not None
+    assert protection.guard.wanted == "a certificate of this fleet's authority"
+    await protection.close()
+    by_environment = settings("--listen", "0.0.0.0:8473", REBOOTD_TLS_CA=found.tls.ca, REBOOTD_TLS_CERT=found.tls.cert)
+    assert by_environment.tls.cert == found.tls.cert
+
+
+async def test_a_handshake_without_a_certificate_is_for_tokens_alone(pki: Pki, tmp_path: Path) -> None:
+    import ssl
+
+    token = tmp_path / "token"
+    token.write_text("correct-horse")
+    token.chmod(0o600)
+    for more, mode in (
+        ([], ssl.CERT_REQUIRED),
+        (["--token-file", str(token)], ssl.CERT_OPTIONAL),
+        (["--consul-role", "ops=operator"], ssl.CERT_OPTIONAL),
+    ):
+        protection = Protection(settings(*tls(pki), *more), CollectorRegistry())
+        assert protection.context is not None
+        assert protection.context.verify_mode is mode
+        assert protection.context.minimum_version is ssl.TLSVersion.TLSv1_2
+        await protection.close()
+
+
+async def test_a_daemon_needs_a_certificate_of_its_own(pki: Pki) -> None:
+    with pytest.raises(InvalidInput, match="tls-cert"):
+        Protection(settings("--tls-ca", str(pki.ca)), CollectorRegistry())
+    files = pki.issue("machine", "web-1")
+    found = settings("--tls-ca", files.ca, "--tls-cert", files.cert, "--tls-key", files.key)
+    with pytest.raises(InvalidInput, match="another purpose"):
+        Protection(found, CollectorRegistry())
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["--listen", "0.0.0.0:8473"], "listen"),
+        (["--listen", "0.0.0.0:8473", "--consul-role", "ops=operator", "--insecure-http"], "consul-role"),
+        (["--consul-role", "ops=root"], "consul-role"),
+        (["--consul-role", "operator"], "consul-role"),
+    ],
+)
+def test_what_does_not_start(words: list[str], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        settings(*words)
+    assert caught.value.field == field
+
+
+def test_plain_wires_have_to_be_asked_for(pki: Pki) -> None:
+    assert settings("--listen", "0.0.0.0:8473", "--insecure-http").insecure_http
+    with pytest.raises(InvalidInput, match="insecure-http"):
+        settings("--insecure-http", *tls(pki))
+    with pytest.raises(InvalidInput, match="--insecure-health"):
+        settings("--health", "10.0.0.1", *tls(pki))
+    assert settings("--health", "10.0.0.1", "--insecure-health", *tls(pki)).health == "10.0.0.1"
+    assert settings("--health", "10.0.0.1").health == "10.0.0.1"
+    assert settings("--consul-role", "look=viewer", "--consul-role", "ops=admin").roles == {
+        "look": Role.VIEWER,
+        "ops": Role.ADMIN,
+    }
