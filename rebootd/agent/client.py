@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
 import structlog
+from msgspec.structs import replace
 from yarl import URL
 
 from rebootd.agent.doubt import doubt
@@ -152,19 +154,26 @@ class Coordinators:
     async def report(self, name: str, report: Report) -> Answer:
         """Reports and waits up to ``report.wait`` seconds for news. Raises ``NoCoordinator`` and definite refusals."""
         timeout = report.wait + self._settings.answer_grace
-        return await self._call(f"/v1/machines/{name}/report", msgspec.json.encode(report), Answer, timeout)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        def body() -> bytes:
+            # Instances are asked one after another: with the time of the first request, the last one would take the
+            # clock of this host to be wrong by all the time that was spent on waiting for the others.
+            return msgspec.json.encode(replace(report, clock=report.clock + loop.time() - began))
+
+        return await self._call(f"/v1/machines/{name}/report", body, Answer, timeout)
 
     async def permit(self, name: str, request: PermitRequest) -> PermitAnswer:
         """Asks for the permit. Raises ``NoCoordinator`` and definite refusals."""
-        return await self._call(
-            f"/v1/machines/{name}/permit", msgspec.json.encode(request), PermitAnswer, PERMIT_TIMEOUT
-        )
+        body = msgspec.json.encode(request)
+        return await self._call(f"/v1/machines/{name}/permit", lambda: body, PermitAnswer, PERMIT_TIMEOUT)
 
     async def close(self) -> None:
         """Ends every connection."""
         await self._line.close()
 
-    async def _call(self, path: str, body: bytes, answer: type[T], timeout: float) -> T:
+    async def _call(self, path: str, body: Callable[[], bytes], answer: type[T], timeout: float) -> T:
         tried: dict[str, str] = {}
         retry_after = 0.0
         async for urls in self._candidates():
@@ -192,13 +201,13 @@ class Coordinators:
             yield list(self._known)
 
     async def _follow(
-        self, url: str, path: str, body: bytes, answer: type[T], timeout: float, tried: dict[str, str]
+        self, url: str, path: str, body: Callable[[], bytes], answer: type[T], timeout: float, tried: dict[str, str]
     ) -> T:
         at, trusted = url, True
         for _ in range(HOPS + 1):
             if tried.get(at):
                 raise _NextError(f"redirects to {at}, which failed")
-            status, headers, data = await self._send(at, path, body, timeout, tried, trusted=trusted)
+            status, headers, data = await self._send(at, path, body(), timeout, tried, trusted=trusted)
             if status == 401 and not trusted:
                 raise _NextError("asks for the token, and discovery does not name it")
             if status not in (307, 308):

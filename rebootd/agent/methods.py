@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rebootd.agent.hooks import run_program
-from rebootd.agent.settings import METHODS
+from rebootd.core.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

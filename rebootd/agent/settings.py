@@ -10,6 +10,7 @@ import msgspec
 import yaml
 
 from rebootd.core.errors import InvalidInput
+from rebootd.core.methods import METHODS
 from rebootd.tls.files import TlsFiles
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises: days that no month has are ValueErrors, brackets without end a RecursionError."""
 DEFAULT_CONFIG = "/etc/rebootd/agent.yaml"
 ENV_PREFIX = "REBOOTD_AGENT_"
-METHODS = ("reboot", "kexec", "soft-reboot", "custom")
 TOOL_SOURCES = ("needs-restarting", "zypper", "rpm-ostree", "bootc", "update-engine")
 NAME_ACCEPTED = "letters, digits, '.', '_' and '-', at most 128, beginning with a letter or digit"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -17,9 +17,9 @@ from rebootd.api.route import JSON, YAML, Route
 from rebootd.api.table import ROUTES
 from rebootd.core.amounts import MAX_AMOUNT
 from rebootd.core.inputs import MAX_DURATION, MAX_NAME, MAX_TOKEN
+from rebootd.core.methods import METHODS
 from rebootd.core.operations_cycles import MAX_CYCLE_ID
 from rebootd.core.operations_inputs import MAX_REASON
-from rebootd.core.policy_reboot import METHODS
 from rebootd.core.wire import Problem
 
 REF = "#/components/schemas/{name}"
@@ -31,12 +31,12 @@ _NAME: _Rule = {"pattern": rf"^[A-Za-z0-9._-]{{1,{MAX_NAME}}}$", "description": 
 _TOKEN: _Rule = {"pattern": rf"^[A-Za-z0-9._:@/+=-]{{1,{MAX_TOKEN}}}$"}
 _INDEX: _Rule = {"minimum": 0, "maximum": 2**53 - 1}
 _WHO: Mapping[str, _Rule] = {
-    "by": {"format": "line", "maxLength": 128, "description": "one printable line"},
-    "reason": {"format": "line", "maxLength": MAX_REASON, "description": "one printable line"},
+    "by": {"description": "one printable line of at most 128 characters; spaces around it do not count"},
+    "reason": {"description": f"one printable line of at most {MAX_REASON} characters; spaces around it do not count"},
 }
 _POLICY = {"type": "object", "description": "the policy (docs/policy.md)"}
-_SELECTOR: _Rule = {"format": "selector", "minLength": 1}
-_TARGET: _Rule = {"format": "target", "description": 'key=value, such as kernel=6.12.9, or ""'}
+_SELECTOR: _Rule = {"minLength": 1, "description": "such as role=web, rack in (r1,r2); * for all (docs/policy.md)"}
+_TARGET: _Rule = {"description": 'key=value, such as kernel=6.12.9, or ""'}
 
 RULES: Mapping[str, Mapping[str, _Rule]] = {
     "Report": {
@@ -69,13 +69,13 @@ RULES: Mapping[str, Mapping[str, _Rule]] = {
         "duration": {
             "anyOf": [
                 {"type": "number", "minimum": 1, "maximum": MAX_DURATION},
-                {"type": "string", "format": "span", "description": "such as 90s or 2h30m"},
+                {"type": "string", "description": "such as 90s or 2h30m"},
             ]
         },
         "start": {
             "anyOf": [
                 {"type": "number", "description": "seconds since 1970, at most a year from now"},
-                {"type": "string", "format": "moment", "description": "now, or ISO 8601 with its timezone"},
+                {"type": "string", "description": "now, or ISO 8601 with its timezone"},
                 {"type": "null"},
             ]
         },

@@ -299,9 +299,9 @@ _STATES = ["", *(s.value for s in State), views.UNREADABLE]
 _FILTERS = (
     _text("state", "only machines in this state", enum=_STATES),
     _text("rack", "only machines of this rack"),
-    _text("selector", "only machines that it matches", format="selector"),
+    _text("selector", "only machines that it matches"),
 )
-_WHO = (_text("by", "who does it", format="line"), _text("reason", "why", format="line"))
+_WHO = (_text("by", "who does it"), _text("reason", "why"))
 
 ROUTES = (
     _look(

@@ -23,7 +23,7 @@ from rebootd.cli.ctl_common import (
     when,
     with_ctl,
 )
-from rebootd.core.policy_reboot import METHODS
+from rebootd.core.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

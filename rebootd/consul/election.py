@@ -39,8 +39,8 @@ class Election:
 
     ``lead`` is cancelled when leadership is lost; when it returns or raises, leadership is given up. A
     ``RebootdError`` from it means a new competition; any other exception ends :meth:`run` with that exception.
-    ``defers`` says how many seconds others go first when nobody leads. ``checks`` are check ids on ``node`` (``""``: the local agent's) that the session hangs on. ``wall`` is the clock
-    for ``since``, seconds since the Unix epoch.
+    ``checks`` are check ids on ``node`` (``""``: the local agent's) that the session hangs on. ``wall`` is the clock
+    for ``since``, seconds since the Unix epoch. ``defers`` says how many seconds others go first when nobody leads.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ from rebootd.coordinator.locks import RackLocks
 from rebootd.coordinator.reception import Reception
 from rebootd.coordinator.records import Keys
 from rebootd.coordinator.ring import Ring
-from rebootd.coordinator.rooms import Means, Rooms
+from rebootd.coordinator.rooms import NO_MEANS, Means, Rooms
 from rebootd.coordinator.waiting import Waiting
 from rebootd.coordinator.work import Planner, Work, landed
 from rebootd.core.again import leads_on
@@ -83,7 +83,7 @@ class Leader:
         wall: Callable[[], float],
         new_id: Callable[[], str],
         jitter: Callable[[], float] = random.random,
-        means: Means = Means(),
+        means: Means = NO_MEANS,
         audit: AuditFile | None = None,
     ) -> None:
         self.epoch = 0

@@ -47,6 +47,9 @@ class Means(NamedTuple):
     alerts: Alerts | None = None
 
 
+NO_MEANS = Means()
+
+
 class Rooms:
     """Belongs to one leadership."""
 

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from rebootd.core.advance import with_boot
 from rebootd.core.failures import flagged, flapping, with_unplanned
+from rebootd.core.methods import FULL
 from rebootd.core.model import State
-from rebootd.core.policy_reboot import FULL, same_kernel
+from rebootd.core.policy_reboot import same_kernel
 from rebootd.core.power import served
 from rebootd.core.standing import required_since
 from rebootd.core.states import Happening

@@ -236,7 +236,8 @@ class Fields:
         self._given: Mapping[object, object] = value
         for key in value:
             if key not in names:
-                where = join(path, key[:MAX_NAME] if isinstance(key, str) and key.isprintable() and key.strip() else _REPR.repr(key))
+                plain = isinstance(key, str) and key.isprintable() and key.strip()
+                where = join(path, key[:MAX_NAME] if plain else _REPR.repr(key))
                 raise bad_input(where, value[key], f"a known field: {', '.join(names)}{_hint(key, names)}")
 
     def take(self, name: str, parse: Callable[[object, str], T], default: T) -> T:

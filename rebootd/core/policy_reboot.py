@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rebootd.core.inputs import Fields, bad_input, parse_choice
+from rebootd.core.methods import METHODS
 from rebootd.core.selectors import Selector, parse_selector
 
 if TYPE_CHECKING:
     from rebootd.core.model import Cycle, Machine
     from rebootd.core.policy import Policy
-
-METHODS = ("reboot", "kexec", "soft-reboot", "custom")
-FULL = frozenset({"reboot", "kexec"})
-"""Methods that start a kernel, so that the kernel's own boot_id is another one afterwards."""
 
 
 class RebootRule(msgspec.Struct, frozen=True):
@@ -60,4 +57,3 @@ def method_for(policy: Policy, cycle: Cycle | None, machine: Machine) -> str:
 def same_kernel(one: str, other: str) -> bool:
     """Whether two boot_ids are of one start of the kernel: agents count soft-reboots behind a ``+``."""
     return one.partition("+")[0] == other.partition("+")[0]
-

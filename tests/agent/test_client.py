@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
-from rebootd.agent.client import Backoff, Coordinators, NoCoordinator
+from rebootd.agent.client import Backoff, Coordinators, NoCoordinator, Reply
 from rebootd.agent.settings import AgentSettings
 from rebootd.core.errors import InvalidInput, NotFound, Refused, Unauthorized
 from rebootd.core.wire import Answer, Report
@@ -122,6 +124,29 @@ async def test_loops_and_dead_instances_do_not_stop_the_search(servers: list[Ser
     assert (await ours.report("m", REPORT)).index == 3
     assert len(one.asked) + len(two.asked) <= 10
     await ours.close()
+
+
+async def test_each_instance_is_told_the_time_at_which_it_is_asked(servers: list[Server], tmp_path: Path) -> None:
+    """Waiting for a leader that is cut off costs a minute; the next one must not take that for a wrong clock."""
+    sent: list[float] = []
+
+    class Slow:
+        async def post(self, url: str, body: bytes, headers: dict[str, str], timeout: float) -> Reply:
+            sent.append(msgspec.json.decode(body, type=Report).clock)
+            if len(sent) == 1:
+                await asyncio.sleep(0.5)
+                raise TimeoutError
+            return 200, {}, msgspec.json.encode(Answer(index=3, epoch=1, state="in-service"))
+
+        async def close(self) -> None: ...
+
+    async def find() -> AsyncIterator[list[str]]:
+        yield ["http://10.0.0.1:1", "http://10.0.0.2:1"]
+
+    ours = Coordinators(AgentSettings(), find, Slow())
+    assert (await ours.report("m", replace(REPORT, clock=1000.0))).index == 3
+    assert sent[0] == pytest.approx(1000.0, abs=0.2)
+    assert sent[1] - sent[0] >= 0.5
 
 
 GARBAGE: list[Callable[[], web.Response]] = [

@@ -10,8 +10,9 @@ import pytest
 from rebootd.agent import userspace
 from rebootd.agent.host import Host
 from rebootd.agent.methods import command_of, obstacle
-from rebootd.agent.settings import METHODS, AgentSettings, validate
+from rebootd.agent.settings import AgentSettings, validate
 from rebootd.core.errors import InvalidInput
+from rebootd.core.methods import METHODS
 from tests.agent.fake import FakeCoordinator, FakeHost, eventually
 
 if TYPE_CHECKING:

@@ -175,7 +175,7 @@ def test_a_daemon_answers_as_documented(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_a_daemon_answers_as_documented_for_long(tmp_path: Path) -> None:
     with service(tmp_path) as served:
-        explore(served, tmp_path, "--phases", "coverage,fuzzing,stateful", "--max-examples", "150")
+        explore(served, tmp_path, "--phases", "coverage,fuzzing,stateful", "--max-examples", "80")
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ class Office:
     @asynccontextmanager
     async def leads(self, name: str, *, file: bool = True) -> AsyncIterator[Leader]:
         kept = AuditFile(self.folder / f"{name}.log", name, time.time) if file else None
-        async with self.lab.leader(id=name, audit=kept) as leader:
+        async with self.lab.leader(daemon=name, audit=kept) as leader:
             yield leader
         if kept is not None:
             await kept.close()

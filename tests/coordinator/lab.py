@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from rebootd.coordinator.audit_file import AuditFile
     from rebootd.coordinator.drains.nomad_api import NomadApi
     from rebootd.coordinator.gates.sight import Sight
-    from rebootd.coordinator.silences import Alerts
     from rebootd.coordinator.peers import Peers
     from rebootd.coordinator.redfish import Restarter
+    from rebootd.coordinator.silences import Alerts
     from rebootd.core.model import Machine
 
 LEADER = "rebootd/leader"
@@ -58,7 +58,7 @@ class Lab:
         wall: Callable[[], float] = time.time,
         audit: AuditFile | None = None,
         alerts: Alerts | None = None,
-        id: str = "d1",
+        daemon: str = "d1",
     ) -> AsyncIterator[Leader]:
         """A leader that runs for the length of the block."""
         loop = asyncio.get_running_loop()
@@ -68,7 +68,7 @@ class Lab:
         leader = Leader(
             self.store,
             leadership,
-            LeaderSettings(id=id, node=node, tick=0.05),
+            LeaderSettings(id=daemon, node=node, tick=0.05),
             self.metrics,
             wall=wall,
             new_id=lambda: f"w{next(self._ids)}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rebootd.core.decide import decide
@@ -14,7 +16,7 @@ LONG = Policy().forget_after + 1
 OLD = NOW - 100 * LONG
 
 
-def gone(m_state: State, for_: float, **facts: object) -> Snapshot:
+def gone(m_state: State, for_: float, **facts: Any) -> Snapshot:
     """A silent machine that the catalog has not had for ``for_`` seconds, and one beside it in its rack."""
     m = machine(state=m_state, since=OLD, **facts) if m_state is State.IN_SERVICE else out(m_state, since=OLD, **facts)
     return snapshot(

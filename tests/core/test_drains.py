@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from rebootd.core.decide import decide
 from rebootd.core.drains import Act, next_act, orphan
-from rebootd.core.errors import InvalidInput
 from rebootd.core.model import Machine, Observation, Snapshot, State
 from rebootd.core.nomad import NomadAlloc, NomadClient, NomadDrain, NomadSeen, NomadService, NomadSight, client_of
 from rebootd.core.policy import Policy, parse_policy
@@ -381,22 +380,6 @@ def test_the_soak_counts_from_when_all_was_well_there() -> None:
         look = seen(BACK, allocs=(LOG,), well_since=well_since)
         step = step_of(decide(world(m, look, policy=policy, observed=observed)))
         assert (step.after.state if step is not None and step.after is not None else None) is state
-
-
-@pytest.mark.parametrize(
-    ("text", "field"),
-    [
-        ("{nomad: {}}", "drains.nomad.machines"),
-        ("{nomad: {machines: '*', deadline: 20m}}", "drains.nomad.deadline"),
-        ("{nomad: {machines: '*', at_deadline: never}}", "drains.nomad.at_deadline"),
-        ("{nomad: {machines: '*', system: maybe}}", "drains.nomad.system"),
-        ("{consul: {}}", "drains.consul"),
-    ],
-)
-def test_bad_input_is_named(text: str, field: str) -> None:
-    with pytest.raises(InvalidInput) as error:
-        parse_policy(f"drains: {text}")
-    assert error.value.field == field
 
 
 def test_progress_of_both_sides_is_told() -> None:

@@ -12,10 +12,9 @@ from msgspec.structs import replace
 
 from rebootd.core.amounts import Amount
 from rebootd.core.decide import decide
-from rebootd.core.errors import InvalidInput
 from rebootd.core.gates import Firing, Held, Instances, Reading, Samples, Servers, Value, Word, judge, overdue
 from rebootd.core.model import Machine, Snapshot, State
-from rebootd.core.policy import Policy, parse_policy, render_policy
+from rebootd.core.policy import Policy
 from rebootd.core.policy_gates import (
     Comparison,
     ConsulQuorum,
@@ -343,64 +342,3 @@ def test_a_resting_machine_says_so_and_others_go() -> None:
 def test_a_gate_is_overdue_after_its_max_block() -> None:
     held = {"errors": Held("block", NOW - 10, NOW - QUERY.max_block - 1), "pages": Held("pass", NOW - 1e6)}
     assert overdue(world(QUERY, ALERTS, gate_since=held)) == {"errors": NOW - QUERY.max_block - 1}
-
-
-# ------------------------------------------------------------------------------------------------------ policy
-
-VALID = {
-    "consul-service": "service: web, minimum: 2",
-    "consul-quorum": "",
-    "nomad-quorum": "address: 'http://n:4646'",
-    "prometheus": "address: 'http://p:9090', query: up, holds_when: '< 5'",
-    "alertmanager": "address: 'http://a:9093', matchers: 'a=\"b\"'",
-}
-
-
-@pytest.mark.parametrize("kind", VALID)
-def test_every_kind_is_read_and_written(kind: str) -> None:
-    text = f"gates: [{{name: g, kind: {kind}, covers: role=web, max_age: 30s, max_block: 1h, {VALID[kind]}}}]"
-    policy = parse_policy(text)
-    assert policy.gates[0].test.kind == kind
-    assert parse_policy(render_policy(policy)) == policy
-
-
-@pytest.mark.parametrize(
-    ("gate", "field"),
-    [
-        ("{kind: consul-quorum}", "gates[0].name"),
-        ("{name: g}", "gates[0].kind"),
-        ("{name: g, kind: cosul-quorum}", "gates[0].kind"),
-        ("{name: g, kind: consul-quorum, minimum: 3}", "gates[0].minimum"),
-        ("{name: g, kind: consul-service, minimum: 3}", "gates[0].service"),
-        ("{name: g, kind: consul-service, service: web}", "gates[0].minimum"),
-        ("{name: g, kind: consul-service, service: web, minimum: 101%}", "gates[0].minimum"),
-        ("{name: g, kind: consul-service, service: web, minimum: 0}", "gates[0].minimum"),
-        ("{name: g, kind: consul-service, service: a b, minimum: 1}", "gates[0].service"),
-        ("{name: g, kind: consul-quorum, max_age: 0}", "gates[0].max_age"),
-        ("{name: g, kind: consul-quorum, max_age: -5s}", "gates[0].max_age"),
-        ("{name: g, kind: consul-quorum, max_block: 0s}", "gates[0].max_block"),
-        ("{name: g, kind: consul-quorum, covers: 'role='}", "gates[0].covers"),
-        ("{name: g, kind: nomad-quorum}", "gates[0].address"),
-        ("{name: g, kind: nomad-quorum, address: 'n:4646'}", "gates[0].address"),
-        ("{name: g, kind: nomad-quorum, address: 'http://u:p@n:4646'}", "gates[0].address"),
-        ("{name: g, kind: nomad-quorum, address: 'http://n:99999'}", "gates[0].address"),
-        ("{name: g, kind: nomad-quorum, address: 'http://n', token_file: /etc/shadow}", "gates[0].token_file"),
-        ("{name: g, kind: prometheus, address: 'http://p', query: '', holds_when: < 5}", "gates[0].query"),
-        ("{name: g, kind: prometheus, address: 'http://p', query: up, holds_when: less}", "gates[0].holds_when"),
-        ("{name: g, kind: prometheus, address: 'http://p', query: up, holds_when: < NaN}", "gates[0].holds_when"),
-        ("{name: g, kind: prometheus, address: 'http://p', query: up}", "gates[0].holds_when"),
-        (
-            "{name: g, kind: prometheus, address: 'http://p', query: up, holds_when: < 5, series: one}",
-            "gates[0].series",
-        ),
-        ("{name: g, kind: alertmanager, address: 'http://a'}", "gates[0].matchers"),
-        ("{name: g, kind: alertmanager, address: 'http://a', matchers: 'a=b'}", "gates[0].matchers"),
-        ("{name: g, kind: alertmanager, address: 'http://a', matchers: 'a=~\"(\"'}", "gates[0].matchers"),
-        ("{name: g, kind: consul-quorum}, {name: g, kind: consul-quorum}", "gates[1].name"),
-    ],
-)
-def test_bad_gates_are_refused_with_their_field(gate: str, field: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        parse_policy(f"gates: [{gate}]")
-    assert caught.value.field == field
-    assert caught.value.accepted

@@ -241,3 +241,12 @@ def test_a_released_machine_needs_the_lock_and_the_window_like_any_other() -> No
         assert step is not None
         assert step.after is not None
         assert step.after.state is S.ENABLING, "it does not wait in held for what nobody brings"
+
+
+def test_a_permit_is_not_renewed_nor_given_to_one_unheard_once_the_window_has_closed() -> None:
+    late = out(S.REBOOTING, permit=SPENT)
+    for m, silent in ((late, ()), (late, ("m1",)), (out(S.DRAINED), ("m1",))):
+        for policy, granted in ((Policy(), True), (CLOSED, False)):
+            verdict = decide(world(m, policy=policy, silent=silent)).permits["m1"]
+            assert verdict.granted is granted
+            assert granted or "no maintenance window is open" in verdict.reason

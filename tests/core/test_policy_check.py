@@ -78,3 +78,9 @@ def test_who_is_in_the_old_or_in_the_new_selection_is_concerned() -> None:
     [concern] = diff_policy(given, "quorums: [{name: q, selector: role=web}]").concerns
     assert concern.machines == 11
     assert diff_policy(given, "{racks: {open: 2}}").fleet_wide
+
+
+def test_a_limit_that_changes_says_for_which_machines() -> None:
+    [change] = diff_policy(FLEET, "limits: [{name: dbs, selector: role=database, max: 1}]").limits
+    assert (change.limit, change.old, change.machines) == ("dbs", "", 4)
+    assert change.examples == ("d0", "d1", "d2", "d3")

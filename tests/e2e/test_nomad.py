@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tests.support.cluster import Agent
     from tests.support.nomad import Nomad
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 POLICY = """
 settle: 0s
 failures: {{retry: {{drains: 0}}}}

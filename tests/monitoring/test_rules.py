@@ -62,8 +62,8 @@ def test_a_healthy_fleet_is_quiet(promtool: Path, tmp_path: Path) -> None:
 def test_what_the_code_shows_of_trouble_fires(promtool: Path, tmp_path: Path) -> None:
     series = fleet(exposed.daemon(exposed.busy()), exposed.daemon(None))
     fires = [
-        "AgentsMissing", "AuditChainBroken", "AuditUnwritable", "BreakerOpen", "CycleHalted", "Faults", "GateOverdue", "IdentityConflict", "MachineFlagged",
-        "MachineQuarantined", "RecordsAside",
+        "AgentsMissing", "AuditChainBroken", "AuditUnwritable", "BreakerOpen", "CycleHalted", "Faults", "GateOverdue",
+        "IdentityConflict", "MachineFlagged", "MachineQuarantined", "RecordsAside",
     ]  # fmt: skip
     assert judged(promtool, tmp_path, files.HERE / "alerts.yml", after_a_while(series, fires))
 
