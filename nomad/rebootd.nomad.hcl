@@ -114,6 +114,36 @@ variable "consul_token_file" {
   description = "A file on the hosts with the Consul ACL token, readable to `user`. Empty too: Consul has no ACLs."
 }
 
+variable "tls_ca" {
+  type        = string
+  default     = ""
+  description = "A file on the hosts: the authority of machines' and people's certificates. With it (or tls_templates) the daemons speak https only (docs/security.md)."
+}
+
+variable "tls_cert" {
+  type        = string
+  default     = ""
+  description = "A file on the hosts: this daemon's certificate, a server's of rebootctl tls."
+}
+
+variable "tls_key" {
+  type        = string
+  default     = ""
+  description = "A file on the hosts: its key, mode 0600 and owned by `user`."
+}
+
+variable "tls_crl" {
+  type        = string
+  default     = ""
+  description = "A file on the hosts: the revocation list. Empty: none."
+}
+
+variable "tls_templates" {
+  type        = map(string)
+  default     = {}
+  description = "In place of the four files: templates named ca, cert, key and, if there is a list, crl, for example from Vault or Nomad Variables."
+}
+
 variable "token_template" {
   type        = string
   default     = ""
@@ -123,7 +153,7 @@ variable "token_template" {
 variable "token_file" {
   type        = string
   default     = ""
-  description = "A file on the hosts with that token, readable to `user`. One of the two is needed: without, only loopback is served."
+  description = "A file on the hosts with that token, readable to `user`. Without certificates one of the two is needed, else only loopback is served."
 }
 
 variable "nomad_address" {
@@ -173,6 +203,14 @@ variable "memory" {
 }
 
 locals {
+  # Of the files that there are, flag by flag: what is rendered goes before what is on the hosts.
+  tls_files = {
+    for name, path in { ca = var.tls_ca, cert = var.tls_cert, key = var.tls_key, crl = var.tls_crl } :
+    name => contains(keys(var.tls_templates), name) ? "${NOMAD_SECRETS_DIR}/tls-${name}.pem" : path
+    if path != "" || contains(keys(var.tls_templates), name)
+  }
+  tls = length(keys(local.tls_files)) > 0
+
   command           = var.artifact == "" ? var.command : "local/rebootd"
   token_file        = var.token_template == "" ? var.token_file : "${NOMAD_SECRETS_DIR}/token"
   consul_token_file = var.consul_token_template == "" ? var.consul_token_file : "${NOMAD_SECRETS_DIR}/consul-token"
@@ -251,15 +289,21 @@ job "rebootd" {
       port "http" {
         static = var.port
       }
+
+      # With certificates Nomad's check has none to show, so it asks the daemon's own health listener: plain HTTP, on
+      # loopback only, and nothing but whether the daemon's loop ticks.
+      port "health" {}
     }
 
     service {
-      name = "${var.service}-http"
-      port = "http"
+      name    = "${var.service}-http"
+      port    = local.tls ? "health" : "http"
+      address = local.tls ? "127.0.0.1" : ""
+
       check {
         name     = "answers"
         type     = "http"
-        path     = "/healthz"
+        path     = local.tls ? "/health" : "/healthz"
         interval = "5s"
         timeout  = "2s"
 
@@ -299,12 +343,14 @@ job "rebootd" {
           [
             "server",
             "--listen", "0.0.0.0:${NOMAD_PORT_http}",
-            "--advertise", "http://${NOMAD_ADDR_http}",
+            "--advertise", "${NOMAD_ADDR_http}",
+            "--health", "127.0.0.1:${NOMAD_PORT_health}",
             "--node", "${attr.unique.consul.name}",
             "--service", var.service,
             "--prefix", var.prefix,
             "--log-level", var.log_level,
           ],
+          flatten([for name, path in local.tls_files : ["--tls-${name}", path]]),
           local.token_file == "" ? [] : ["--token-file", local.token_file],
           var.audit_log == "" ? [] : ["--audit-log", var.audit_log],
           var.nomad_address == "" ? [] : ["--nomad", var.nomad_address],
@@ -337,6 +383,18 @@ job "rebootd" {
           source      = var.artifact_checksum == "" ? artifact.value : "${artifact.value}?checksum=${var.artifact_checksum}"
           destination = "local/rebootd"
           mode        = "file"
+        }
+      }
+
+      dynamic "template" {
+        for_each = var.tls_templates
+
+        content {
+          data        = template.value
+          destination = "secrets/tls-${template.key}.pem"
+          perms       = "600"
+          uid         = var.uid
+          change_mode = "noop" # new certificates are taken within seconds, without a restart
         }
       }
 

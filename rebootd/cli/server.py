@@ -157,7 +157,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
     protection = Protection(settings, metrics.registry)
     serving = await _open(settings, metrics, office, protection)
     client = Consul(settings.consul)
-    health = HealthThread(settings.health)
+    health = HealthThread(settings.health, settings.health_port)
     health.start()
     store = ConsulStore(client)
     election_store = ConsulStore.open(settings.consul)

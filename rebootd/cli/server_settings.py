@@ -30,6 +30,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     listen: Listen
     advertise: str = ""
     health: str = "127.0.0.1"
+    health_port: int = 0
     node: str = ""
     id: str = ""
     prefix: str = "rebootd/"
@@ -75,7 +76,10 @@ _OPTIONS = (
     ),
     click.option("--insecure-health", is_flag=True, help="Allow --health on an address that others reach beside TLS."),
     click.option(
-        "--health", default="127.0.0.1", show_default=True, help="Address that the local Consul agent can check."
+        "--health",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address, or host:port, that the local Consul agent can check.",
     ),
     click.option(
         "--per-address",
@@ -120,17 +124,19 @@ def settings_of(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ServerS
     """The settings that the flags of ``server_options`` come to. Raises InvalidInput."""
     consul = {"address": flags["consul_address"], "token_file": flags["consul_token_file"]}
     tls = TlsFiles(**{name: flags[f"tls_{name}"] for name in ("ca", "cert", "key", "crl")})
+    health, health_port = _health(flags["health"])
     listen = parse_listen(flags["listen"], flags["token_file"], tls=tls.on, insecure=flags["insecure_http"])
     roles = parse_roles(flags["consul_roles"], "consul-role")
     nomad = NomadSettings.from_env(environ, address=flags["nomad_address"], token_file=flags["nomad_token_file"])
-    _cross_check(flags, tls, listen, roles)
+    _cross_check({**flags, "health": health}, tls, listen, roles)
     return ServerSettings(
         listen=listen,
         tls=tls,
         roles=roles,
         insecure_http=flags["insecure_http"],
         advertise=flags["advertise"],
-        health=flags["health"],
+        health=health,
+        health_port=health_port,
         node=flags["node"],
         id=flags["id_"],
         prefix=_prefix(flags["prefix"]),
@@ -146,6 +152,16 @@ def settings_of(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ServerS
         nomad=nomad,
         limits=Limits(per_address=flags["per_address"]),
     )
+
+
+def _health(text: str) -> tuple[str, int]:
+    """The host and the port (0: any free one) of ``host``, ``host:port`` or ``[host]:port``."""
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        return text.strip("[]"), 0
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise InvalidInput("health", text, "a host, or host:port such as 127.0.0.1:8474 or [::1]:8474")
+    return host.strip("[]"), int(port)
 
 
 def _cross_check(flags: Mapping[str, Any], tls: TlsFiles, listen: Listen, roles: Mapping[str, Role]) -> None:

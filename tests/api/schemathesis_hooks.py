@@ -48,6 +48,10 @@ def before_call(_context: HookContext, case: Case[Any], _kwargs: dict[str, Any])
         body["wait"] = 0.05
     if case.meta is None or case.meta.generation.mode is not schemathesis.GenerationMode.POSITIVE:
         return
+    _mend(body, case)
+
+
+def _mend(body: dict[str, Any], case: Case[Any]) -> None:
     _choose(body)
     for name in ("epoch", "index", "failure_budget"):
         if isinstance(body.get(name), float):
@@ -56,6 +60,8 @@ def before_call(_context: HookContext, case: Case[Any], _kwargs: dict[str, Any])
         body["name"] = case.path_parameters["name"]
     if "selector" in body:
         body |= {"emergency": False, "skip_gates": []} | ({"allow_empty": True} if "id" in body else {"selector": "*"})
+    if body.get("method") == "soft-reboot" and "target" in body:
+        body["target"] = ""  # the kernel stays
     if isinstance(body.get("start"), (int, float)):
         body["start"] = None
     if case.path.startswith("/v1/policy"):

@@ -172,7 +172,7 @@ def test_the_job_is_three_daemons_in_three_racks_that_are_never_given_up() -> No
     update = job["update"][0]
     assert (update["max_parallel"], update["health_check"], update["auto_revert"]) == (1, "checks", True)
     group = job["group"][0]["rebootd"]
-    assert group["service"][0]["check"][0]["path"] == "/healthz"
+    assert group["service"][0]["check"][0]["path"] == '${local.tls ? "/health" : "/healthz"}'
     assert group["task"][0]["rebootd"]["kill_signal"] == "SIGTERM"
     variables = {name: body for block in parsed(JOB)["variable"] for name, body in block.items()}
     assert variables["daemons"]["default"] == 3
@@ -189,7 +189,7 @@ def test_a_var_file_sets_only_variables_of_the_job_and_all_that_have_no_default(
     given = set(parsed(path))
     assert given <= set(variables)
     assert {name for name, body in variables.items() if "default" not in body} <= given
-    assert given & {"token_file", "token_template"}
+    assert given & {"tls_ca", "tls_templates"}
 
 
 def test_the_jobs_locals_and_variables_are_declared_and_used() -> None:
@@ -207,6 +207,8 @@ def test_every_flag_that_is_passed_exists(path: Path) -> None:
         line for line in lines if not line.startswith("#") and (path == JOB or line.startswith("ExecStart="))
     )
     flags = set(re.findall(r'(?<=["\s])--[a-z][a-z-]*', text))
+    # The job makes the names of these from a map.
+    flags -= {"--tls-"}
     assert flags
     assert flags <= server_options()
 
@@ -219,6 +221,50 @@ def test_nomad_accepts_the_job(vars_file: Path) -> None:
     answer = run(nomad, "job", "run", "-output", f"-var-file={vars_file}", JOB)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert json.loads(answer.stdout)["Job"]["ID"] == "rebootd"
+
+
+EVERYTHING: dict[str, Any] = {
+    "datacenters": ["dc1", "dc2"], "region": "global", "namespace": "default", "daemons": 5, "per_rack": 2,
+    "artifact": "https://artifacts.example.com/rebootd", "artifact_checksum": f"sha256:{'0' * 64}",
+    "command": "/opt/rebootd", "driver": "exec", "user": "rebootd", "uid": 990, "port": 9473, "service": "lab",
+    "prefix": "lab/", "consul_address": "https://127.0.0.1:8501", "consul_token_template": "{{ key `c` }}",
+    "consul_token_file": "/etc/rebootd/consul-token", "tls_ca": "/etc/rebootd/ca.pem",
+    "tls_crl": "/etc/rebootd/crl.pem", "tls_cert": "/etc/rebootd/server.pem", "tls_key": "/etc/rebootd/server-key.pem",
+    "tls_templates": {"cert": "{{ key `cert` }}", "key": "{{ key `key` }}"}, "token_template": "{{ key `t` }}",
+    "token_file": "/etc/rebootd/token", "nomad_address": "https://127.0.0.1:4646",
+    "nomad_token_template": "{{ key `n` }}", "power_template": "{{ key `p` }}", "audit_log": "/audit/audit.log",
+    "audit_volume": "rebootd-audit", "log_level": "debug", "cpu": 700, "memory": 500,
+}  # fmt: skip
+
+
+def test_nomad_accepts_the_job_with_every_variable_set(tmp_path: Path) -> None:
+    variables = {name for block in parsed(JOB)["variable"] for name in block}
+    assert set(EVERYTHING) == variables
+    nomad = os.environ.get("NOMAD_BIN") or shutil.which("nomad")
+    if not nomad:
+        pytest.skip("no nomad on PATH or in $NOMAD_BIN; its own parser did not see the job")
+    given = tmp_path / "all.vars.json"
+    given.write_text(json.dumps(EVERYTHING))
+    valid = run(nomad, "job", "validate", f"-var-file={given}", JOB)
+    assert valid.returncode == 0, valid.stdout + valid.stderr
+    group = json.loads(run(nomad, "job", "run", "-output", f"-var-file={given}", JOB).stdout)["Job"]["TaskGroups"][0]
+    (service,), (task,) = group["Services"], group["Tasks"]
+    # Nomad has no certificate to show: it asks the listener on loopback.
+    assert (service["PortLabel"], service["Address"], service["Checks"][0]["Path"]) == ("health", "127.0.0.1", "/health")
+    words = task["Config"]["args"]
+    flags = {word: words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
+    assert {name: flags[f"--tls-{name}"] for name in ("ca", "crl", "cert", "key")} == {
+        "ca": "/etc/rebootd/ca.pem",
+        "crl": "/etc/rebootd/crl.pem",
+        "cert": "${NOMAD_SECRETS_DIR}/tls-cert.pem",
+        "key": "${NOMAD_SECRETS_DIR}/tls-key.pem",
+    }
+    assert flags["--health"] == "127.0.0.1:${NOMAD_PORT_health}"
+    assert group["Volumes"]["audit"]["Source"] == "rebootd-audit"
+    assert [(m["Volume"], m["Destination"]) for m in task["VolumeMounts"]] == [("audit", "/audit")]
+    assert {t["DestPath"]: t["Perms"] for t in task["Templates"]} == dict.fromkeys(
+        [f"secrets/{n}" for n in ("tls-cert.pem", "tls-key.pem", "token", "consul-token", "nomad-token", "power")], "600"
+    )
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:

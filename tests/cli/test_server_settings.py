@@ -109,3 +109,24 @@ def test_plain_wires_have_to_be_asked_for(pki: Pki) -> None:
         "look": Role.VIEWER,
         "ops": Role.ADMIN,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1", "127.0.0.1", 0),
+        ("127.0.0.1:8474", "127.0.0.1", 8474),
+        ("localhost:1", "localhost", 1),
+        ("::1", "::1", 0),
+        ("[::1]:8474", "::1", 8474),
+    ],
+)
+def test_the_health_check_may_have_a_port_of_its_own(pki: Pki, text: str, host: str, port: int) -> None:
+    found = settings("--listen", "0.0.0.0:8473", "--health", text, *tls(pki))
+    assert (found.health, found.health_port) == (host, port)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:", ":8474", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x", "10.0.0.1:80"])
+def test_a_bad_health_address_or_one_that_others_reach_is_refused(pki: Pki, text: str) -> None:
+    with pytest.raises(InvalidInput, match="health"):
+        settings("--listen", "0.0.0.0:8473", "--health", text, *tls(pki))

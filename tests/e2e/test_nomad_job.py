@@ -56,6 +56,8 @@ class Job:
             "port": "0",
             "artifact": url,
             "artifact_checksum": f"sha256:{checksum}",
+            # The var-file has certificates; this fleet does with a token.
+            **dict.fromkeys(("tls_ca", "tls_cert", "tls_key", "tls_crl"), ""),
             "token_template": self.token,
             # Each client's own; on a host of its own it is always 127.0.0.1:8500.
             "consul_address": "http://${meta.consul}",

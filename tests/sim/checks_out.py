@@ -199,12 +199,15 @@ class GoingOut(Truth):
     def _limits(self, after: Machine, what: str) -> None:
         policy, known = self.policy, self.known
         away = {name: self.unavailable(name) for name in known}
-        away |= dict.fromkeys(self.known_asides - known.keys(), True)
+        asides = sorted(self.known_asides - known.keys())
+        away |= dict.fromkeys(asides, True)
         members = [n for n, m in known.items() if m.rack == after.rack]
+        members += [n for n in asides if self.world.machines[n].box.rack == after.rack]
         self._limit(f"rack {after.rack}", members, away, policy.rack_unavailable.of(len(members)), after, what)
         for limit in policy.limits:
             if limit.selector.matches(after):
-                group = [n for n, m in known.items() if limit.selector.matches(m)]
+                # Nobody knows the labels of who has an unreadable record.
+                group = [*asides, *(n for n, m in known.items() if limit.selector.matches(m))]
                 maximum = limit.max.of(len(group))
                 self._limit(f"limit {limit.name}", group, away, maximum, after, what)
 

@@ -83,7 +83,9 @@ def equip(plan: Plan, policy: dict[str, Any]) -> None:
         policy["failures"] = {"power": _power(rng)}
         for state in ("rebooting", "verifying"):
             policy["deadlines"][state] = rng.choice(["2m", "3m"])
-        plan.faults_for = max(plan.faults_for, 1500.0) if plan.profile == "power" else plan.faults_for
+    if plan.profile == "power":
+        policy["racks"]["unavailable"] = rng.choice(["2", "100%"])
+        plan.faults_for = max(plan.faults_for, 1500.0)
 
 
 WAVES: tuple[list[dict[str, Any]], ...] = (

@@ -352,6 +352,11 @@ class Machine:
             self.stuck = False
             self.world.loop.after(self.rng.uniform(*self.world.plan.boot_seconds), self.boot)
 
+    def revive(self) -> None:
+        """Somebody presses the button if it is down for good."""
+        if self.stuck:
+            self.power_cycle()
+
     def kill_agent(self) -> None:
         """The agent's process ends with its host."""
         self.going_down = True

@@ -182,6 +182,11 @@ class People:
     def _machines_back(self) -> bool:
         """Technicians press buttons, operators clear what is quarantined and forget what is gone."""
         done = True
+        if self.world.leader() is None:
+            # The hosts of the daemons themselves: nobody can say more of them than that they are dark.
+            for daemon in self.world.daemons.values():
+                if daemon.box.name in self.world.machines:
+                    self.world.machines[daemon.box.name].revive()
         for name, record in list(self.world.checks.records.items()):
             machine = self.world.machines[name]
             if machine.stuck and record.state in {State.QUARANTINED, State.HELD, State.IN_SERVICE}:

@@ -258,7 +258,20 @@ LONG = (
     "cut-long", "gate-blocks", "gate-away", "detection-breaks", "still-required", "spoil", "small-group",
     "controller-away", "controller-late", "controller-deaf", "controller-silent", "member-down",
 )  # fmt: skip
-SPOILT = ("cycle", "window", "hold", "hold-rack", "power", "rack-record", "durations", "policy", "halt", "machine")
+SPOILT = (
+    "cycle",
+    "window",
+    "hold",
+    "hold-rack",
+    "power",
+    "rack-record",
+    "durations",
+    "policy",
+    "halt",
+    "machine",
+    "machine",
+    "machine",
+)
 """Whose record an engineer makes unreadable; ``machine`` is one that contradicts itself."""
 LEAPS = (60.0, 600.0, 3700.0, 86400.0, 31 * 86400.0, 366 * 86400.0, 3660 * 86400.0)
 """By how much a wall clock leaps, seconds: from a minute to ten years."""
