@@ -113,7 +113,7 @@ class Chain:
     def refused(self, asked: Asked, why: str) -> None:
         """A change that was asked for and refused: a line in the file, and no link of the chain."""
         line = self._ours(audit.of_refusal(asked, why, self._wall()))
-        _tell(line, "")
+        tell(line, "")
         if self._file is not None:
             self._file.later(line)
 
@@ -187,7 +187,7 @@ class Chain:
             if outcome.settled:
                 self._sent.pop(hash_, None)
         self._metrics.audit_entries.labels("committed" if result == COMMITTED else "not committed").inc()
-        _tell(line, hash_, result)
+        tell(line, hash_, result)
         if self._file is not None:
             told = Line(kind=Kind.OUTCOME, time=self._wall(), seq=line.seq, of=hash_, result=result)
             self._file.later(self._ours(told))
@@ -287,7 +287,7 @@ def _head(entry: Entry | None) -> Head | None:
         return None
 
 
-def _tell(line: Line, hash_: str, result: str = "") -> None:
+def tell(line: Line, hash_: str, result: str = "") -> None:
     """The same in the log stream, as a second copy: what is on a stolen disk is then still somewhere."""
     fields = {name: value for name, value in msgspec.to_builtins(line).items() if name != "above"}
     log.info("audit", hash=hash_, **(fields | ({"result": result} if result else {})))

@@ -47,12 +47,13 @@ class AuditFile:
         self.problem = ""
         self.tampered = ""
         self.last: tuple[int, str] = (0, "")
-        self._daemon = daemon
+        self.daemon = daemon
         self._wall = wall
         self._above = ""
         self._size = 0
         self._torn = False
         self._fd = -1
+        self._closing = False
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit")
         self._under_way: Future[bytes] | None = None
         try:
@@ -82,10 +83,12 @@ class AuditFile:
 
     def later(self, line: Line) -> None:
         """Writes a line behind all others, and waits for nothing: what it says can be told without it too."""
-        self._worker.submit(self._quietly, line)
+        if not self._closing:
+            self._worker.submit(self._quietly, line)
 
     async def close(self) -> None:
         """Waits until all is written, a moment at most, and lets go of the file."""
+        self._closing = True
         closing = self._worker.submit(self._close)
         await asyncio.wait([asyncio.wrap_future(closing)], timeout=PATIENCE)
         self._worker.shutdown(wait=False)
@@ -200,7 +203,7 @@ class AuditFile:
             self._put(self._mark(""))
 
     def _mark(self, result: str) -> Line:
-        return Line(kind=Kind.FILE, time=self._wall(), leader=self._daemon, result=result)
+        return Line(kind=Kind.FILE, time=self._wall(), leader=self.daemon, result=result)
 
     def _close(self) -> None:
         if self._fd >= 0:

@@ -157,6 +157,11 @@ class Daemon:
     def _open(self, leader: Leader) -> None:
         self._leader = leader
 
+    @property
+    def audit_file(self) -> AuditFile | None:
+        """Where this daemon, leading or not, writes its part of the audit log."""
+        return self._audit
+
     # --- the office ----------------------------------------------------------------------
 
     def desk(self) -> Desk | None:

@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -45,15 +44,9 @@ def test_every_command_has_help_with_an_example() -> None:
     assert "Exit codes: 0 done" in CliRunner().invoke(cli, ["--help"]).output
 
 
-def test_it_starts_fast_and_without_what_it_does_not_need() -> None:
-    words, environment = command("http://127.0.0.1:1", "--help")
-    took = []
-    for _ in range(5):
-        begun = time.monotonic()
-        subprocess.run(words, env=environment, check=True, capture_output=True, timeout=20)
-        took.append(time.monotonic() - begun)
-    assert statistics.median(took) < 0.3, took
-    heavy = ("structlog", "aiohttp", "rich", "consul")
+def test_it_starts_without_what_it_does_not_need() -> None:
+    environment = command("http://127.0.0.1:1", "--help")[1]
+    heavy = ("structlog", "aiohttp", "rich", "consul", "cryptography", "prometheus_client", "yaml", "dns")
     code = f"import sys, rebootd.cli.ctl; print([m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run(
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=20, cwd=ROOT

@@ -15,9 +15,12 @@ from typing import Any
 
 import click
 import hcl2
+import msgspec
 import pytest
+import yaml
 
 from rebootd import __version__
+from rebootd.agent.settings import AgentSettings
 from rebootd.cli.main import SUBCOMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,7 +253,12 @@ def test_nomad_accepts_the_job_with_every_variable_set(tmp_path: Path) -> None:
     group = json.loads(run(nomad, "job", "run", "-output", f"-var-file={given}", JOB).stdout)["Job"]["TaskGroups"][0]
     (service,), (task,) = group["Services"], group["Tasks"]
     # Nomad has no certificate to show: it asks the listener on loopback.
-    assert (service["PortLabel"], service["Address"], service["Checks"][0]["Path"]) == ("health", "127.0.0.1", "/health")
+    found = (service["PortLabel"], service["Address"], service["Checks"][0]["Path"])
+    assert found == (
+        "health",
+        "127.0.0.1",
+        "/health",
+    )
     words = task["Config"]["args"]
     flags = {word: words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
     assert {name: flags[f"--tls-{name}"] for name in ("ca", "crl", "cert", "key")} == {
@@ -262,8 +270,10 @@ def test_nomad_accepts_the_job_with_every_variable_set(tmp_path: Path) -> None:
     assert flags["--health"] == "127.0.0.1:${NOMAD_PORT_health}"
     assert group["Volumes"]["audit"]["Source"] == "rebootd-audit"
     assert [(m["Volume"], m["Destination"]) for m in task["VolumeMounts"]] == [("audit", "/audit")]
+    secrets = ("tls-cert.pem", "tls-key.pem", "token", "consul-token", "nomad-token", "power")
     assert {t["DestPath"]: t["Perms"] for t in task["Templates"]} == dict.fromkeys(
-        [f"secrets/{n}" for n in ("tls-cert.pem", "tls-key.pem", "token", "consul-token", "nomad-token", "power")], "600"
+        [f"secrets/{name}" for name in secrets],
+        "600",
     )
 
 
@@ -293,3 +303,33 @@ def test_ci_and_scripts_are_executable_and_parse() -> None:
     for script in (".ci/run", "requirements/make-venv"):
         assert os.access(ROOT / script, os.X_OK)
         assert run("bash", "-n", script).returncode == 0
+
+
+def test_the_shipped_settings_of_the_agent_are_its_settings() -> None:
+    """Certificates first; each line that is commented out is a setting too."""
+    text = (ROOT / "systemd" / "agent.yaml.example").read_text()
+    shown = yaml.safe_load(text)
+    assert set(shown) == {"tls_ca", "tls_crl", "tls_cert", "tls_key"}
+    names = {field.name for field in msgspec.structs.fields(AgentSettings)}
+    hidden = set(re.findall(r"^# (\w+): ", text, re.MULTILINE))
+    assert {*shown, *hidden} <= names
+    assert "token_file" in hidden
+
+
+def test_the_token_instead_of_certificates_is_a_drop_in(tmp_path: Path) -> None:
+    drop_in = UNIT.with_name("rebootd.service.d") / "10-token.conf.example"
+    (line,) = re.findall(r"^ExecStart=(.+)$", drop_in.read_text(), re.MULTILINE)
+    (shipped,) = re.findall(r"^ExecStart=(.+)$", UNIT.read_text(), re.MULTILINE)
+    by_certificate = set(re.findall(r"--[a-z-]+", shipped))
+    by_token = set(re.findall(r"--[a-z-]+", line))
+    assert by_token ^ by_certificate == {"--token-file", "--tls-ca", "--tls-crl", "--tls-cert", "--tls-key"}
+    assert by_token <= server_options()
+    analyze = shutil.which("systemd-analyze")
+    if not analyze:
+        pytest.skip("no systemd-analyze here; the drop-in was not verified")
+    folder = tmp_path / f"{UNIT.name}.d"
+    folder.mkdir()
+    (tmp_path / UNIT.name).write_text(UNIT.read_text().replace("/usr/local/bin/rebootd", sys.executable))
+    (folder / "10-token.conf").write_text(drop_in.read_text().replace("/usr/local/bin/rebootd", sys.executable))
+    answer = run(analyze, "verify", "--man=no", tmp_path / UNIT.name)
+    assert [said for said in answer.stderr.splitlines() if UNIT.name in said] == []

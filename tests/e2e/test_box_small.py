@@ -34,6 +34,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         box.on()
         desk = Desk(box)
         desk.in_service(60)
+        # Leadership is handed over in the cycle, and each leader settles first.
+        desk.ask_policy("settle: 5s")
         desk.balanced(20)
         yield desk
         desk.close()

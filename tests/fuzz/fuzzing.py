@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "50"))
 """Of each test; test_deep.py runs all of them again with more."""
-PATIENCE = 2.0
+PATIENCE = 5.0
 """Seconds of this process's own time that one example may take: a hang, not a busy machine."""
 
 fuzz = settings(

@@ -55,7 +55,7 @@ class SimRestarter:
         if here.of(name) == "away":
             await asyncio.sleep(5.0)
             return Outcome(sent=False, detail="no route to the controller")
-        await asyncio.sleep(rng.uniform(0.5, 15.0) if here.of(name) == "late" else rng.uniform(0.01, 1.0))
+        await asyncio.sleep(rng.uniform(0.5, 15.0) if here.of(name) == "late" else rng.uniform(0.2, 6.0))
         self._process.here()
         why = objection()
         if why:

@@ -108,6 +108,8 @@ def install(layer: Path, plan: BoxPlan, host: HostPlan) -> None:
     if host.daemon:
         layers.write(layer, "etc/rebootd/power", f"{plan.bmc_user}\n{plan.bmc_password}\n", 0o600)
         layers.write(layer, f"{layers.SYSTEM}/rebootd.service.d/10-power.conf", _POWER)
+        by_token = (TREE / "systemd/rebootd.service.d/10-token.conf.example").read_text(encoding="utf-8")
+        layers.write(layer, f"{layers.SYSTEM}/rebootd.service.d/10-token.conf", by_token)
     if host.agent:
         layers.write(layer, f"{layers.SYSTEM}/rebootd-agent.service.d/10-container.conf", _DROP_IN)
         layers.write(layer, "etc/rebootd/agent.yaml", _AGENT.format(role="web" if host.web else "consul"))

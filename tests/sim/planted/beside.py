@@ -237,7 +237,7 @@ def _power_cap() -> Patches:
 
 def _power_at_once() -> Patches:
     """As many power cycles at once as machines are overdue."""
-    real = settle.rescue
+    real = vars(settle)["rescue"]
 
     def rescue(v: Any, machine: Any, overdue_by: float) -> Any:
         kept, policy = v.snapshot, v.snapshot.policy
