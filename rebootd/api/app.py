@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from rebootd.coordinator.desk import Office
+    from rebootd.core.audit import Asked
 
 MAX_BODY = 256 * 1024
 """Bytes of any request's body; reports and permits have less (see machines)."""
@@ -41,12 +42,18 @@ log = structlog.get_logger(__name__)
 
 
 def make_app(
-    office: Office, *, token: str = "", metrics: Callable[[], bytes] | None = None, guard: Guard | None = None
+    office: Office,
+    *,
+    token: str = "",
+    metrics: Callable[[], bytes] | None = None,
+    guard: Guard | None = None,
+    refused: Callable[[Asked, str], None] | None = None,
 ) -> web.Application:
     """The application. ``metrics`` renders what ``GET /metrics`` answers. Who asks is told by ``guard``; without one
-    by the shared ``token`` alone, and ``""`` asks for none.
+    by the shared ``token`` alone, and ``""`` asks for none. ``refused`` hears of every change that somebody who proved
+    who he is asked for without a right to it, and why not.
     """
-    door = Door(office, table.ROUTES, guard or Guard(token=token), metrics=metrics)
+    door = Door(office, table.ROUTES, guard or Guard(token=token), metrics=metrics, refused=refused)
     app = web.Application(middlewares=[_front(door)], client_max_size=MAX_BODY)
     app[DOOR] = door
     app[DOCUMENT] = openapi.rendered()
@@ -65,7 +72,9 @@ def _front(door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
             await door.admit(request)
             return _with_id(request, await handler(request))
         except RebootdError as error:
-            return _with_id(request, _answer_error(error))
+            response = _with_id(request, _answer_error(error))
+            door.turned_away(request, error)
+            return response
         except web.HTTPException as error:
             return _with_id(request, _answer_http(error, request))
         except (ConnectionResetError, asyncio.CancelledError):

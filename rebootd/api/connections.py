@@ -94,6 +94,12 @@ class Gate:
         return False
 
 
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """The peer's IP address, ``""`` when the connection has gone already."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
 def _loopback(address: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(address).is_loopback
@@ -103,24 +109,26 @@ def _loopback(address: str) -> bool:
 class Connection(web.RequestHandler):
     """One connection, ended when it breaks a limit. aiohttp itself bounds neither a slow head nor a slow reader."""
 
-    __slots__ = ("_address", "_gate", "_head", "_left", "_slow")
+    __slots__ = ("_address", "_counted", "_gate", "_head", "_left", "_slow")
 
     def __init__(self, manager: Any, gate: Gate, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._gate = gate
         self._address: str | None = None
+        self._counted = False
         self._head: asyncio.TimerHandle | None = None
         self._slow: asyncio.TimerHandle | None = None
         self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Counts it, or ends it."""
-        peer = transport.get_extra_info("peername")
-        address = str(peer[0]) if isinstance(peer, tuple) else ""
+        """Counts it, or ends it; one over TLS was counted before its handshake (see handshake)."""
+        address = address_of(transport)
         super().connection_made(transport)
-        if not self._gate.enter(address):
-            self._abort()
-            return
+        if transport.get_extra_info("sslcontext") is None:
+            if not self._gate.enter(address):
+                self._abort()
+                return
+            self._counted = True
         self._address = address
         self._head = self._loop.call_later(self._gate.limits.head, self._abort)
         sock = transport.get_extra_info("socket")
@@ -136,7 +144,8 @@ class Connection(web.RequestHandler):
                 timer.cancel()
         self._head = self._slow = None
         if self._address is not None:
-            self._gate.leave(self._address)
+            if self._counted:
+                self._gate.leave(self._address)
             self._address = None
         super().connection_lost(exc)
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from rebootd.api.asking import asked
 from rebootd.api.callers import caller, remember
 from rebootd.core.caller import OPEN, Caller, Role
 from rebootd.core.errors import Forbidden, NotLeader, Unauthorized
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from rebootd.api.guard import Guard
     from rebootd.api.route import Route
     from rebootd.coordinator.desk import Desk, Office
+    from rebootd.core.audit import Asked
+    from rebootd.core.errors import RebootdError
 
 T = TypeVar("T")
 
@@ -41,8 +44,10 @@ class Door:
         guard: Guard,
         *,
         metrics: Callable[[], bytes] | None = None,
+        refused: Callable[[Asked, str], None] | None = None,
     ) -> None:
         self.office = office
+        self._refused = refused
         self.metrics = metrics
         self._guard = guard
         self._routes = {route.handler: route for route in routes}
@@ -79,12 +84,23 @@ class Door:
         if route.role == Role.MACHINE and not who.may_speak_for(name := request.match_info["name"]):
             raise Forbidden(f"the certificate is machine {who.identity}'s: it may not speak for {name[:128]}")
 
-    def demand(self, request: web.Request, asked: object) -> None:
+    def demand(self, request: web.Request, body: object) -> None:
         """What the body asks for may need a higher role than the route. Raises Forbidden."""
         route = self._routes[request.match_info.handler]
         for field, role in route.stricter.items():
-            if getattr(asked, field):
+            if getattr(body, field):
                 need(caller(request), role, f"{field} at {request.method} {request.path[:200]}")
+
+    def turned_away(self, request: web.Request, error: RebootdError) -> None:
+        """Tells the audit log of a change that somebody asked for who has no right to it, if he proved who he is."""
+        route = self._routes.get(request.match_info.handler)
+        if (
+            self._refused is not None
+            and isinstance(error, (Unauthorized, Forbidden))
+            and (route is None or (route.method != "GET" and route.role != Role.VIEWER))
+            and caller(request).proved
+        ):
+            self._refused(asked(request, None), str(error))
 
     async def lead(
         self, request: web.Request, act: Callable[[Desk], Awaitable[web.StreamResponse]], wait: float = PARK

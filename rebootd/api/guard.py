@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from rebootd.api.callers import NOBODY
+from rebootd.api.callers import NOBODY, remember
 from rebootd.core.caller import Caller, Role
 from rebootd.core.errors import Unauthorized
 from rebootd.tls.identity import MACHINE, SERVER, Identity, identity_of, serial_text
@@ -71,7 +71,7 @@ class Guard:
                 who = self._known.get(transport)
                 if who is None:
                     who = self._known[transport] = identity_of(cert)
-                return self._certified(who, address)
+                return self._certified(request, who, address)
         if self._bearer and "Authorization" in request.headers:
             scheme, _, shown = request.headers["Authorization"].partition(" ")
             given = f"{scheme.title()} {shown}".encode("utf-8", "surrogateescape")
@@ -85,7 +85,11 @@ class Guard:
             return Caller(identity="loopback", kind="loopback", role=Role.ADMIN, address=address)
         return NOBODY
 
-    def _certified(self, who: Identity, address: str) -> Caller:
+    def _certified(self, request: web.Request, who: Identity, address: str) -> Caller:
+        # What it may no more is its own all the same: the audit log tells who tried.
+        kind = "machine" if who.role == MACHINE else "person"
+        shown = who.uri if who.role == SERVER else who.name
+        remember(request, Caller(identity=shown, kind=kind, role="", address=address))
         # The handshake looked at this too, but the connection may be older than the list, or than the end.
         if who.serial in self._revoked():
             raise Unauthorized(f"certificate {serial_text(who.serial)} of {who.uri} is revoked")
@@ -93,5 +97,4 @@ class Guard:
             raise Unauthorized(f"certificate {serial_text(who.serial)} of {who.uri} has expired")
         if who.role == SERVER:
             raise Unauthorized(f"{who.uri} is a daemon: it may not ask for anything")
-        kind = "machine" if who.role == MACHINE else "person"
         return Caller(identity=who.name, kind=kind, role=who.role, address=address)

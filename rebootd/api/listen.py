@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rebootd.api.connections import DEFAULT_LIMITS, Limits, Runner
+from rebootd.api.handshake import Handshake
 from rebootd.core.errors import InvalidInput
-from rebootd.tls.listener import HANDSHAKE_TIME, slim
+from rebootd.tls.listener import slim
 
 if TYPE_CHECKING:
     import ssl
@@ -143,12 +144,14 @@ async def serve(
 
 async def _listen(runner: Runner, context: ssl.SSLContext | None, **where: Any) -> asyncio.Server:
     # Not a site of aiohttp's: those take no limit for the handshake, and cannot change their context.
-    if runner.server is None:
+    make = runner.server
+    if make is None:
         raise RuntimeError("the runner is not set up")
-    limit = HANDSHAKE_TIME if context is not None else None
-    return await asyncio.get_running_loop().create_server(
-        runner.server, backlog=BACKLOG, ssl=context, ssl_handshake_timeout=limit, **where
-    )
+
+    def shaken() -> asyncio.BaseProtocol:
+        return make() if context is None else Handshake(make(), context, runner.gate)
+
+    return await asyncio.get_running_loop().create_server(shaken, backlog=BACKLOG, **where)
 
 
 def lift_open_files() -> None:

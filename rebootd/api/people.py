@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import msgspec
 
@@ -29,6 +30,8 @@ AT_ONCE = 8
 TIME = 2.0
 """Seconds that Consul has for an answer, the wait for our turn included."""
 MAX_TOKEN = 256
+MOST_ROLES = 16
+"""Roles of one token that are looked up."""
 
 
 class Person(msgspec.Struct, frozen=True):
@@ -40,11 +43,17 @@ class Person(msgspec.Struct, frozen=True):
 
 class _Link(msgspec.Struct):
     Name: str = ""
+    ID: str = ""
+
+
+class _Role(msgspec.Struct):
+    Policies: list[_Link] | None = None
 
 
 class _Token(msgspec.Struct):
     AccessorID: str
     Policies: list[_Link] | None = None
+    Roles: list[_Link] | None = None
 
 
 class ConsulPeople:
@@ -111,9 +120,31 @@ class ConsulPeople:
             found = msgspec.json.decode(response.body, type=_Token)
         except msgspec.MsgspecError as error:
             raise Unreachable(f"Consul's answer about a token cannot be read: {error}") from error
-        mine = {self._roles[link.Name] for link in found.Policies or () if link.Name in self._roles}
+        policies = [link.Name for link in found.Policies or ()]
+        for role_ in (found.Roles or ())[:MOST_ROLES]:
+            policies += await self._behind(role_.ID, token)
+        mine = {self._roles[name] for name in policies if name in self._roles}
         role = max(mine, key=PEOPLE.index, default="")
         return Person(identity=f"consul:{found.AccessorID}", role=role)
+
+    async def _behind(self, role: str, token: str) -> list[str]:
+        """The policies of a role of Consul's, none when neither the token nor ours may read it (``acl:read``)."""
+        for shown in ({"X-Consul-Token": token}, {}):
+            try:
+                response = await self._http.request(
+                    "GET", f"/v1/acl/role/{quote(role, safe='')}", headers=shown, timeout=TIME
+                )
+            except StoreError as error:
+                raise Unreachable(f"Consul cannot be asked for a role of this token: {error}") from error
+            if response.status == 200:
+                try:
+                    found = msgspec.json.decode(response.body, type=_Role)
+                except msgspec.MsgspecError as error:
+                    raise Unreachable(f"Consul's answer about a role cannot be read: {error}") from error
+                return [link.Name for link in found.Policies or ()]
+            if response.status not in {401, 403, 404}:
+                raise Unreachable(f"Consul cannot say what a role of this token is: HTTP {response.status}")
+        return []
 
     def _remember(self, key: bytes, found: Person | Unauthorized, seconds: float) -> None:
         self._known[key] = (self._clock() + seconds, found)

@@ -40,6 +40,7 @@ from rebootd.coordinator.metrics import FleetCollector, Metrics
 from rebootd.coordinator.notify import Notifications
 from rebootd.coordinator.peers import ConsulPeers
 from rebootd.coordinator.redfish import Redfish
+from rebootd.coordinator.refusals import Refusals
 from rebootd.coordinator.silences import Alertmanager
 from rebootd.core.codec import read_json
 from rebootd.core.errors import InvalidInput, RebootdError, StoreError
@@ -159,10 +160,12 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
     client = Consul(settings.consul)
     health = HealthThread(settings.health, settings.health_port)
     health.start()
+    # From the start: while Consul is away, a daemon that waits for it is not a hung one, whoever asks.
+    ticking = asyncio.create_task(health.run())
     store = ConsulStore(client)
     election_store = ConsulStore.open(settings.consul)
-    eyes = Eyes(client, settings.gate_tokens)
-    alerts = Alertmanager(Tools(None, settings.gate_tokens))
+    eyes = Eyes(client, settings.gate_tokens, settings.gate_tls)
+    alerts = Alertmanager(Tools(None, settings.gate_tokens, settings.gate_tls))
     nomad = Nomad(NomadHttp(settings.nomad)) if settings.nomad is not None else None
     try:
         # Serve at once, so that /healthz answers and requests are parked while Consul is still away.
@@ -193,7 +196,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
         daemon = office.daemon = _daemon(
             settings, store, candidate, metrics, registration.session_checks, election_store, eyes, nomad, peers, alerts
         )
-        helpers = (services.run(), health.run(), notifier.watchdog(), collector.now_and_then(), protection.followed())
+        helpers = (services.run(), notifier.watchdog(), collector.now_and_then(), protection.followed())
         await _until(stop, daemon, *helpers, *_telling(settings, office, metrics))
         try:
             await services.deregister()
@@ -202,6 +205,7 @@ async def _serve_consul(settings: ServerSettings, metrics: Metrics, notifier: No
     finally:
         await serving.close()
         await protection.close()
+        ticking.cancel()
         health.stop()
         await eyes.close()
         await alerts.close()
@@ -283,6 +287,7 @@ async def _open(settings: ServerSettings, metrics: Metrics, office: _Office, pro
         office,
         metrics=lambda: generate_latest(metrics.registry),
         guard=protection.guard,
+        refused=Refusals(lambda: office.daemon.audit_file if office.daemon is not None else None, time.time).refused,
     )
     serving = await serve(app, settings.listen.host, settings.listen.port, settings.limits, context=protection.context)
     protection.follow(serving)

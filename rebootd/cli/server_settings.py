@@ -13,6 +13,7 @@ from rebootd.api.listen import Listen, is_loopback, parse_listen
 from rebootd.api.people import parse_roles
 from rebootd.consul.settings import ConsulSettings
 from rebootd.coordinator.drains.nomad_http import NomadSettings
+from rebootd.coordinator.gates.tools import gate_context
 from rebootd.core.caller import Role
 from rebootd.core.errors import InvalidInput
 from rebootd.core.notices import KINDS, parse_kinds
@@ -40,6 +41,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     power_credentials: Path | None = None
     power_ca: Path | None = None
     gate_tokens: Path | None = None
+    gate_tls: TlsFiles = TlsFiles()
     audit_log: Path | None = None
     notify_urls: Path | None = None
     notify_events: frozenset[str] = frozenset(KINDS)
@@ -103,6 +105,9 @@ _OPTIONS = (
         type=_FILE,
         help="A folder with a token for each gate's address that wants one, in a file HOST:PORT.",
     ),
+    click.option("--gate-ca", default="", help="The authority of gates' https addresses; else the system's."),
+    click.option("--gate-cert", default="", help="The certificate that is shown to gates' https addresses."),
+    click.option("--gate-key", default="", help="Its key."),
     click.option("--notify-urls", type=_FILE, help="Who is told of events: URLs of apprise, one a line, in a file."),
     click.option("--notify-events", default=",".join(KINDS), show_default=True, help="Of which."),
     click.option("--audit-log", type=_FILE, help="Where this daemon writes who changed what (rebootctl audit verify)."),
@@ -128,6 +133,9 @@ def settings_of(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ServerS
     listen = parse_listen(flags["listen"], flags["token_file"], tls=tls.on, insecure=flags["insecure_http"])
     roles = parse_roles(flags["consul_roles"], "consul-role")
     nomad = NomadSettings.from_env(environ, address=flags["nomad_address"], token_file=flags["nomad_token_file"])
+    gate_tls = TlsFiles(**{name: flags[f"gate_{name}"] for name in ("ca", "cert", "key")})
+    if gate_tls.on:
+        gate_context(gate_tls)
     _cross_check({**flags, "health": health}, tls, listen, roles)
     return ServerSettings(
         listen=listen,
@@ -146,6 +154,7 @@ def settings_of(flags: Mapping[str, Any], environ: Mapping[str, str]) -> ServerS
         power_credentials=_file("power-credentials", flags["power_credentials"]),
         power_ca=_file("power-ca", flags["power_ca"]),
         gate_tokens=_folder("gate-tokens", flags["gate_tokens"]),
+        gate_tls=gate_tls,
         audit_log=flags["audit_log"],
         notify_urls=_file("notify-urls", flags["notify_urls"]),
         notify_events=parse_kinds(flags["notify_events"], "notify-events"),

@@ -15,7 +15,7 @@ from rebootd.api.people import ConsulPeople
 from rebootd.consul.http import Http
 from rebootd.core.errors import InvalidInput
 from rebootd.tls.follow import ServerTls
-from rebootd.tls.listener import observe
+from rebootd.tls.listener import PEER, observe
 
 if TYPE_CHECKING:
     import ssl
@@ -46,7 +46,7 @@ class Protection:
 
     def __init__(self, settings: ServerSettings, registry: CollectorRegistry) -> None:
         self._failed = failed_handshakes(registry)
-        self._told: dict[str, float] = {}
+        self._told: dict[str, tuple[float, int]] = {}
         self._following: asyncio.Task[None] | None = None
         self._http = Http(settings.consul) if settings.roles else None
         people = ConsulPeople(self._http, settings.roles) if self._http is not None else None
@@ -100,9 +100,12 @@ class Protection:
     def _refused(self, why: str) -> None:
         self._failed.labels(why).inc()
         now = asyncio.get_running_loop().time()
-        if now - self._told.get(why, -TELL_EVERY) >= TELL_EVERY:
-            self._told[why] = now
-            log.warning("handshake-refused", why=why)
+        told, left_out = self._told.get(why, (-TELL_EVERY, 0))
+        if now - told < TELL_EVERY:
+            self._told[why] = (told, left_out + 1)
+            return
+        self._told[why] = (now, 0)
+        log.warning("handshake-refused", why=why, address=PEER.get(), left_out=left_out)
 
 
 def _nothing() -> None:

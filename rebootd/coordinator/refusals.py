@@ -64,7 +64,8 @@ class Refusals:
         window = self._windows.pop(who)
         if window.last is not None:
             whose = "of many identities" if who == OTHERS else f"of {who[0]} {who[1]}"
-            self._write(window.last, f"{window.left_out} more refusals {whose} were left out; this was the last of them")
+            why = f"{window.left_out} more refusals {whose} were left out; this was the last of them"
+            self._write(window.last, why)
 
     def _write(self, asked: Asked, why: str) -> None:
         file = self._file()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 STATES = frozenset({State.REBOOTING, State.VERIFYING})
 HOUR = 3600.0
+QUIET = 30.0
+"""Seconds without a call after which a machine that is out has fallen silent: it calls every 5 s."""
 ACTING = 120.0
 """Seconds after which a power cycle that was asked for and has no result counts as sent: nobody knows."""
 
@@ -55,9 +57,16 @@ def rescue(view: View, machine: Machine, overdue_by: float) -> Rescue:
     record = view.snapshot.power.get(machine.name)
     if record is not None and record.boot_id == machine.boot_id:
         return _after(view, machine, record)
-    if not rule.address or not unheard(view.snapshot, machine.name):
-        # It reports, so it is not dead, whatever else is wrong with it.
+    if not rule.address:
         return Rescue()
+    if not unheard(view.snapshot, machine.name):
+        quiet = view.now - view.snapshot.observed[machine.name].at
+        if quiet <= QUIET or machine.name not in view.snapshot.controllers:
+            # It reports, so it is not dead, whatever else is wrong with it.
+            return Rescue()
+        # A deadline may be shorter than the time after which a machine counts as unreachable.
+        until = clock(view.now + view.snapshot.policy.unreachable_after - quiet)
+        return Rescue(_waits(machine, f"it is overdue, and counts as silent if it does not call until {until}"))
     found = view.snapshot.controllers.get(machine.name)
     if found is None:
         return Rescue(evidence="not power-cycled: this leader knows no controller of it, or has no credentials")
@@ -95,6 +104,7 @@ def _step(view: View, machine: Machine, found: tuple[str, str], before: PowerCyc
         since=view.now,
         changed=view.now,
         epoch=view.epoch,
+        earlier=tuple(at for at in (*before.earlier, before.since) if view.now - at < HOUR) if before else (),
     )
     return PowerStep(before=before, after=after, event=_event(after, machine, view.now, "power cycle decided", address))
 
@@ -124,7 +134,7 @@ def under_way(record: PowerCycle, now: float, epoch: int) -> bool:
 
 def spent(snapshot: Snapshot, more: int = 0) -> int:
     """How many power cycles count in the hourly cap; ``more`` are decided and not yet in the store."""
-    return more + sum(snapshot.now - r.since < HOUR for r in snapshot.power.values())
+    return more + sum(snapshot.now - at < HOUR for r in snapshot.power.values() for at in (r.since, *r.earlier))
 
 
 def served(snapshot: Snapshot, machine: Machine) -> bool:

@@ -21,7 +21,8 @@ class PowerCycle(msgspec.Struct, frozen=True, kw_only=True):
 
     It is committed before anything is sent, by the leader of ``epoch``, who alone may act on it.
     ``address`` is the controller's URL, ``system`` names one of several behind it. ``since`` is when it was
-    decided, ``changed`` when ``state`` became what it is.
+    decided, ``changed`` when ``state`` became what it is. ``earlier`` is when earlier boots of the machine were given
+    such a leave within the hour before: one record stands for all that counts in the hourly cap.
     """
 
     machine: str
@@ -34,3 +35,4 @@ class PowerCycle(msgspec.Struct, frozen=True, kw_only=True):
     result: str = ""
     epoch: int = 0
     write_id: str = ""
+    earlier: tuple[float, ...] = ()

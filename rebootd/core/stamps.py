@@ -39,6 +39,9 @@ def machine_by(machine: Machine, now: float) -> Machine:
 
 
 def record_by(record: T, now: float) -> T:
-    """Any other record with no ``since``, ``changed`` or ``created`` later than ``now``."""
-    late = {field: now for field in _STAMPS if getattr(record, field, now) > now}
+    """Any other record with no ``since``, ``changed``, ``created`` or time in ``earlier`` later than ``now``."""
+    late: dict[str, object] = {field: now for field in _STAMPS if getattr(record, field, now) > now}
+    earlier = getattr(record, "earlier", ())
+    if earlier and max(earlier) > now:
+        late["earlier"] = tuple(min(at, now) for at in earlier)
     return replace(record, **late) if late else record

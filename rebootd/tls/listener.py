@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from asyncio import sslproto
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from rebootd.tls.words import alert, verification
@@ -21,9 +22,12 @@ HANDSHAKE_TIME = 10.0
 NO_TLS = frozenset({"HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "WRONG_VERSION_NUMBER"})
 """What OpenSSL says when the other side does not speak TLS: it would not understand an alert."""
 
+PEER: ContextVar[str] = ContextVar("peer", default="")
+"""The address whose handshake goes on at this moment, ``""`` when it is not known."""
+
 
 def observe(context: ssl.SSLContext, refused: Callable[[str], None]) -> None:
-    """Calls ``refused`` with what was wrong with each handshake that fails."""
+    """Calls ``refused`` with what was wrong with each handshake that fails; whose it was is :data:`PEER`."""
 
     class Observed(ssl.SSLObject):
         _failure: ssl.SSLError | None = None

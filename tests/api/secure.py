@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 
 from rebootd.api.app import make_app
+from rebootd.api.connections import DEFAULT_LIMITS, Limits
 from rebootd.api.guard import Guard
 from rebootd.api.listen import Serving, serve
 from rebootd.tls.contexts import client_context
@@ -22,9 +23,10 @@ from tests.support.pki import Pki, field
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from rebootd.api.people import ConsulPeople
+    from rebootd.core.audit import Asked
 
 
 class Secure:
@@ -67,6 +69,8 @@ async def secured(
     token: str = "",
     people: ConsulPeople | None = None,
     office: FakeOffice | None = None,
+    turned_away: Callable[[Asked, str], None] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> AsyncIterator[Secure]:
     """A daemon with a certificate of ``pki``, which follows its files."""
     refused: list[str] = []
@@ -75,8 +79,8 @@ async def secured(
     )
     guard = Guard(token=token, people=people, tls=True, revoked=lambda: tls.state.revoked)
     office = office or FakeOffice(FakeDesk(fleet()))
-    app = make_app(office, metrics=lambda: b"rebootd_up 1\n", guard=guard)
-    serving = await serve(app, "127.0.0.1", 0, context=tls.state.context)
+    app = make_app(office, metrics=lambda: b"rebootd_up 1\n", guard=guard, refused=turned_away)
+    serving = await serve(app, "127.0.0.1", 0, limits, context=tls.state.context)
     following = asyncio.create_task(tls.run(serving.renew))
     try:
         yield Secure(serving, office, tls, refused)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from rebootd.api.listen import Serving
+
 TIGHT = Limits(head=0.3, idle=2.0, pace=1000, look=0.3, per_address=8, total=12, loopback=True)
 GOOD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -153,10 +155,39 @@ async def test_a_follower_that_does_not_read_is_left(tight: Api) -> None:
 async def test_who_never_ends_a_handshake_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr("rebootd.api.listen.HANDSHAKE_TIME", 0.3)
+    monkeypatch.setattr("rebootd.api.handshake.HANDSHAKE_TIME", 0.3)
     async with secured(Pki(tmp_path)) as api, call(api.serving.port) as caller:
         caller.send(begun)
         assert await caller.gone(3)
+        await left(api.serving)
+
+
+async def left(serving: Serving) -> None:
+    """Until nobody is connected."""
+    async with asyncio.timeout(3):
+        while serving.gate.open:
+            await asyncio.sleep(0.01)
+
+
+async def test_who_is_still_shaking_hands_is_counted_too(tmp_path: Path) -> None:
+    pki = Pki(tmp_path)
+    viewer = pki.issue("viewer", "bob")
+    async with secured(pki, limits=TIGHT) as api, AsyncExitStack() as stack:
+        for _ in range(TIGHT.per_address):
+            await stack.enter_async_context(call(api.serving.port))
+        async with asyncio.timeout(3):
+            while api.serving.gate.open < TIGHT.per_address:
+                await asyncio.sleep(0.01)
+        async with call(api.serving.port) as caller:
+            assert await caller.gone(1)
+        assert api.serving.gate.turned_away == 1
+        await stack.aclose()
+        await left(api.serving)
+        # One that came to speak counts once, not once for each layer.
+        status, _ = await api.ask(viewer, "GET", "/v1/status")
+        assert status == 200
+        await left(api.serving)
+        assert api.serving.gate.addresses == {}
 
 
 # ------------------------------------------------------------------------------------------------------------ floods

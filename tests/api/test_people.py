@@ -219,3 +219,25 @@ async def test_a_real_consul_tells_whose_a_token_is(guarded: Agent) -> None:
         assert (await found.find("root")).role == ""
     finally:
         await http.close()
+
+
+async def test_policies_behind_consuls_roles_count_where_they_may_be_read(guarded: Agent) -> None:
+    def put(path: str, body: dict[str, Any]) -> Any:
+        return guarded.ask(path, "PUT", json.dumps(body).encode())
+
+    put("/v1/acl/policy", {"Name": "look", "Rules": ""})
+    put("/v1/acl/policy", {"Name": "reads-acls", "Rules": 'acl = "read"'})
+    role = put("/v1/acl/role", {"Name": "viewers", "Policies": [{"Name": "look"}]})
+    own = put("/v1/acl/token", {"Roles": [{"ID": role["ID"]}], "Policies": [{"Name": "reads-acls"}]})
+    bare = put("/v1/acl/token", {"Roles": [{"ID": role["ID"]}]})
+    ours = put("/v1/acl/token", {"Policies": [{"Name": "reads-acls"}]})
+    for daemons, token, expected in (
+        ("anonymous", own, "viewer"),
+        ("anonymous", bare, ""),
+        (ours["SecretID"], bare, "viewer"),
+    ):
+        http = Http(ConsulSettings(address=guarded.url, token=daemons))
+        try:
+            assert (await ConsulPeople(http, ROLES).find(token["SecretID"])).role == expected
+        finally:
+            await http.close()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
 
+from rebootd.api.listen import serve
 from rebootd.cli.server_settings import ServerSettings, server_options, settings_of
 from rebootd.cli.server_tls import Protection
 from rebootd.core.caller import Role
@@ -132,3 +137,29 @@ def test_the_health_check_may_have_a_port_of_its_own(pki: Pki, text: str, host: 
 def test_a_bad_health_address_or_one_that_others_reach_is_refused(pki: Pki, text: str) -> None:
     with pytest.raises(InvalidInput, match="health"):
         settings("--listen", "0.0.0.0:8473", "--health", text, *tls(pki))
+
+
+async def test_a_refused_handshake_is_logged_with_its_address_and_not_for_ever(pki: Pki) -> None:
+    found = settings("--listen", "127.0.0.1:0", *tls(pki))
+    registry = CollectorRegistry()
+    protection = Protection(found, registry)
+    serving = await serve(web.Application(), "127.0.0.1", 0, context=protection.context)
+    try:
+        with capture_logs() as told:
+            for _ in range(30):
+                reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+                writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                with contextlib.suppress(ConnectionError):
+                    assert await asyncio.wait_for(reader.read(), 5) == b""
+                writer.close()
+        (line,) = [one for one in told if one["event"] == "handshake-refused"]
+        assert (line["why"], line["address"], line["left_out"]) == ("the other side speaks plain HTTP", "127.0.0.1", 0)
+        name = "rebootd_tls_handshakes_failed_total"
+        assert registry.get_sample_value(name, {"reason": line["why"]}) == 30
+        protection._told[line["why"]] = (float("-inf"), protection._told[line["why"]][1])
+        with capture_logs() as later:
+            protection._refused(line["why"])
+        assert later[0]["left_out"] == 29
+    finally:
+        await serving.close()
+        await protection.close()

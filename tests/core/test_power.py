@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from rebootd.core.decide import decide
 from rebootd.core.model import Machine, PowerCycle, PowerState, Snapshot, State
-from rebootd.core.policy import Policy
+from rebootd.core.policy import Deadlines, Policy
 from rebootd.core.policy_failures import Failures, Power
 from rebootd.core.power import ACTING, HOUR, conclude, controller, objection
 from tests.core.worlds import NOW, OURS, PASSED, cycle, kinds, machine, out, seen, snapshot, step_of
@@ -84,6 +84,21 @@ def test_who_reports_is_not_dead() -> None:
     assert quarantined(decide(world(m, observed={"m1": seen(m)})))
 
 
+def test_a_deadline_shorter_than_unreachable_after_gives_nobody_up_who_has_fallen_silent() -> None:
+    hasty = replace(POWERED, deadlines=Deadlines(rebooting=60.0))
+    m = out(S.REBOOTING, since=NOW - 125)
+    for ago, waits in ((29, False), (31, True), (149, True)):
+        decision = decide(world(m, policy=hasty, observed={"m1": seen(m, at=NOW - ago)}))
+        assert decision.power == ()
+        assert (decision.steps == ()) is waits, ago
+    decision = decide(world(m, policy=hasty, observed={"m1": seen(m, at=NOW - 120)}))
+    assert "if it does not call until 08:00:30Z" in decision.reasons["m1"][-1].what
+    assert len(decide(world(m, policy=hasty, observed={"m1": seen(m, at=NOW - 151)})).power) == 1
+    # Who cannot be power-cycled has nothing to wait for.
+    said = quarantined(decide(world(m, policy=hasty, observed={"m1": seen(m, at=NOW - 120)}, controllers={})))
+    assert "silent" not in said
+
+
 def test_who_has_no_controller_is_given_up() -> None:
     assert "knows no controller" in quarantined(decide(world(hung(), controllers={})))
     assert "controller" not in quarantined(decide(world(hung(), policy=Policy())))
@@ -146,6 +161,17 @@ def test_an_hour_is_an_hour(ago: float, counts: bool) -> None:
     decision = decide(world(hung(), power=old))
     assert bool(decision.power) != counts
     assert set(decision.prune) == (set() if counts else {"power/a", "power/b"})
+
+
+def test_a_machine_that_is_power_cycled_boot_after_boot_counts_each_time() -> None:
+    before = record(boot_id="m1-b0", since=NOW - 100, changed=NOW - 100, state=PowerState.SENT)
+    (step,) = decide(world(hung(), power={"m1": before})).power
+    assert step.after.earlier == (NOW - 100,)
+    twice = replace(step.after, boot_id="m1-b0", state=PowerState.SENT)
+    assert "the cap of 2 power cycles an hour is reached" in quarantined(decide(world(hung(), power={"m1": twice})))
+    # What is older than an hour is left out.
+    (step,) = decide(world(hung(), power={"m1": replace(twice, earlier=(NOW - HOUR,))})).power
+    assert step.after.earlier == (twice.since,)
 
 
 def test_a_record_that_is_needed_is_not_pruned() -> None:

@@ -117,12 +117,12 @@ class GoingOut(Truth):
 
     def _given_up(self, before: Machine, after: Machine) -> None:
         """Whoever is quarantined by a deadline has been in that state for as long, by the clock of the world."""
-        limit = self.policy.deadlines.of(before.state)
-        if limit is None or not after.cause.startswith(f"{before.state.value} for more than"):
+        limits = [limit for p in self.policies() if (limit := p.deadlines.of(before.state)) is not None]
+        if not limits or not after.cause.startswith(f"{before.state.value} for more than"):
             return
         now = self.decided_at.get(after.epoch, self.world.loop.now)
         since = max(self.powers.state_since.get(after.name, 0.0), self.epoch_at)
-        if now - since < limit - 1.0:
+        if now - since < min(limits) - 1.0:
             self.fail(
                 "DEADLINE", f"{after.name} is given up, {before.state.value} for {now - since:.0f} s of {limit:.0f} s"
             )

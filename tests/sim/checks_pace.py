@@ -32,7 +32,8 @@ class PaceChecks:
     def transition(self, before: Machine, after: Machine) -> None:
         """A transition landed."""
         for cycle, outcome in after.outcomes.items():
-            if before.outcomes.get(cycle) != outcome or (cycle == before.cycle and not after.cycle):
+            back = cycle == before.cycle and not after.cycle and before.booted
+            if before.outcomes.get(cycle) != outcome or back:
                 self.over[after.name, cycle] = self.truth.decided_at.get(after.epoch, 0.0)
 
     def drained(self, after: Machine) -> None:

@@ -10,6 +10,7 @@ from rebootd.core.model import PowerCycle, PowerState, State
 
 if TYPE_CHECKING:
     from rebootd.core.model import Machine
+    from rebootd.core.policy import Policy
     from tests.sim.truth import Truth
 
 SLACK = 2.0
@@ -33,6 +34,8 @@ class PowerChecks:
         self.open: dict[str, tuple[float, int]] = {}
         """boot_id: when its leave landed, in which epoch; until its outcome is known."""
         self.state_since: dict[str, float] = {}
+        self.edited = False
+        """Whether people wrote a power record: what it said can no longer be counted."""
 
     def transition(self, before: Machine | None, after: Machine) -> None:
         """A transition landed."""
@@ -41,23 +44,26 @@ class PowerChecks:
 
     def landed(self, name: str, value: bytes | None, *, ours: bool) -> None:
         """A record under ``power/`` was written or deleted."""
-        if value is None or not ours:
+        if not ours:
+            self.edited = True
+            return
+        if value is None:
             return
         record = msgspec.json.decode(value, type=PowerCycle)
         if record.state is not PowerState.ASKED:
             self.open.pop(record.boot_id, None)
             return
         now = self.truth.world.loop.now
-        why = self._objection(name, record, now)
-        if why:
-            self.truth.fail("S3", f"{self.truth._who()} may power-cycle {name} at {record.boot_id}: {why}")
+        why = [self._objection(name, record, now, policy) for policy in self.truth.policies()]
+        if all(why):
+            self.truth.fail("S3", f"{self.truth._who()} may power-cycle {name} at {record.boot_id}: {why[0]}")
         self.truth.counts["power leaves"] += 1
         self.leaves[record.boot_id] = (now, record)
         self.open[record.boot_id] = (now, record.epoch)
         self.landed_at.append(now)
 
-    def _objection(self, name: str, record: PowerCycle, now: float) -> str:
-        truth, policy = self.truth, self.truth.policy
+    def _objection(self, name: str, record: PowerCycle, now: float, policy: Policy) -> str:
+        truth = self.truth
         rule, machine = policy.failures.power, truth.known.get(name)
         if not rule.address:
             return "the policy has no power cycles"
@@ -73,7 +79,7 @@ class PowerChecks:
         since = max(self.state_since.get(name, 0.0), truth.epoch_at)
         if now - since < limit + rule.after - SLACK:
             return f"it is {machine.state.value} for {now - since:.0f} s only"
-        if truth.clocks_touched:
+        if truth.clocks_touched or self.edited:
             return ""
         lately = sum(now - at < HOUR - SLACK for at in self.landed_at)
         if lately >= rule.per_hour:

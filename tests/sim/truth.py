@@ -26,6 +26,8 @@ HEARD_GRACE = 20.0
 """Seconds by which our idea of when a leader last heard of a machine may differ from its own."""
 SKEW_GRACE = 150.0
 """Seconds after which a leader must have noticed that its clock is far off."""
+POLICY_GRACE = 30.0
+"""Seconds that a decision by an earlier policy may be on its way to the store."""
 BACK_BOUND = 180.0
 """Seconds, beside the soak, in which an undisturbed machine that is well must be back (S5)."""
 EVERY_DECISION = 3
@@ -75,6 +77,8 @@ class Truth:
         self.known_asides: set[str] = set()
         self.cycles: dict[str, Cycle] = {}
         self.policy: Policy = DEFAULT_POLICY
+        self.policy_before = (0.0, DEFAULT_POLICY)
+        """When the policy changed, and what it was before."""
         self.policy_broken = False
         self.rack_sessions: dict[str, str] = {}
         """The session by which each rack is ours, as the last record of it said that could be read."""
@@ -159,10 +163,16 @@ class Truth:
         with contextlib.suppress(msgspec.MsgspecError):
             self.rack_sessions[rack] = msgspec.json.decode(value, type=RackRecord).session
 
+    def policies(self) -> list[Policy]:
+        """Those that a decision which lands now may have been made by, where its transaction does not guard it."""
+        at, before = self.policy_before
+        return [self.policy, before] if self.world.loop.now - at < POLICY_GRACE else [self.policy]
+
     def _policy(self, value: bytes) -> None:
         self.policy_broken = True
         try:
-            self.policy = parse_policy(value.decode())
+            before, self.policy = self.policy, parse_policy(value.decode())
+            self.policy_before = (self.world.loop.now, before)
         except (InvalidInput, UnicodeDecodeError):
             return
         self.policy_broken = False

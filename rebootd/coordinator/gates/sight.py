@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rebootd.consul.client import Consul
     from rebootd.core.gates import Value
     from rebootd.core.policy_gates import Gate
+    from rebootd.tls.files import TlsFiles
 
 
 class Sight(Protocol):
@@ -36,11 +37,12 @@ class Sight(Protocol):
 class Eyes:
     """The real :class:`Sight`. ``consul`` stays the caller's; with None the gates on Consul cannot be read.
 
-    ``tokens`` is a folder with a file ``HOST:PORT`` for each address that wants a token.
+    ``tokens`` is a folder with a file ``HOST:PORT`` for each address that wants a token, ``tls`` what ``https``
+    addresses are spoken to with.
     """
 
-    def __init__(self, consul: Consul | None, tokens: Path | None = None) -> None:
-        self._tools = Tools(consul, tokens)
+    def __init__(self, consul: Consul | None, tokens: Path | None = None, tls: TlsFiles | None = None) -> None:
+        self._tools = Tools(consul, tokens, tls)
 
     async def read(self, gate: Gate, addresses: Mapping[str, str]) -> Value:
         """Reads a gate now. Raises ``Unreachable``."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
-from rebootd.core.errors import RebootdError, Unreachable
+from rebootd.core.errors import InvalidInput, RebootdError, Unreachable
+from rebootd.tls.files import TlsFiles, check_pem
+from rebootd.tls.follow import Renewed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from rebootd.consul.client import Consul
 
@@ -29,12 +32,16 @@ class NotAllowed(Unreachable):
 
 class Tools:
     """Belongs to one daemon. ``addresses`` maps addresses of Consul's catalog to names of nodes; ``tokens`` is a folder
-    with a file ``HOST:PORT`` for each address that wants a token.
+    with a file ``HOST:PORT`` for each address that wants a token. ``tls`` is what ``https`` addresses are spoken to
+    with: whose authority is trusted (``""``: the system's), and what is shown; new files are taken as they come.
 
-    Every method raises ``Unreachable`` with a sentence that says what could not be had.
+    Every method raises ``Unreachable`` with a sentence that says what could not be had; files that cannot be used are
+    InvalidInput at once.
     """
 
-    def __init__(self, consul: Consul | None, tokens: Path | None = None) -> None:
+    def __init__(self, consul: Consul | None, tokens: Path | None = None, tls: TlsFiles | None = None) -> None:
+        files = tls or TlsFiles()
+        self._tls = Renewed(files, lambda: gate_context(files)) if files.on else None
         self.consul = consul
         self._tokens = tokens
         self.addresses: Mapping[str, str] = {}
@@ -75,7 +82,11 @@ class Tools:
         """The answer of another service. Redirects are not followed: a login page is no reading."""
         try:
             async with self._open().get(
-                url, params=list(params), headers=dict(headers or {}), allow_redirects=False
+                url,
+                params=list(params),
+                headers=dict(headers or {}),
+                allow_redirects=False,
+                ssl=self._wire(),
             ) as response:
                 body = await response.content.read(MOST + 1)
                 while len(body) <= MOST and (more := await response.content.read(MOST + 1 - len(body))):
@@ -93,13 +104,16 @@ class Tools:
         """Asks another service to do something, once. Raises ``Unreachable`` when it does not say that it did."""
         try:
             async with self._open().request(
-                method, url, json=body, headers=dict(headers), allow_redirects=False
+                method, url, json=body, headers=dict(headers), allow_redirects=False, ssl=self._wire()
             ) as response:
                 said = (await response.content.read(200)).decode("utf-8", "replace").strip()
         except (aiohttp.ClientError, ValueError) as error:
             raise Unreachable(f"{url}: {str(error) or type(error).__name__}") from error
         if response.status not in {200, 204}:
             raise Unreachable(f"{url}: {response.status} {said}")
+
+    def _wire(self) -> ssl.SSLContext | bool:
+        return self._tls.context() if self._tls is not None else True
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
@@ -137,6 +151,26 @@ class Tools:
         """Ends every connection but Consul's, which is not ours."""
         if self._session is not None:
             await self._session.close()
+
+
+def gate_context(files: TlsFiles) -> ssl.SSLContext:
+    """What services beside Consul are spoken to with over https. Raises InvalidInput for files that cannot be used."""
+    for name, kind in (("ca", "CERTIFICATE"), ("cert", "CERTIFICATE"), ("key", "PRIVATE KEY")):
+        path = str(getattr(files, name))
+        if path:
+            check_pem(Path(path), kind, f"gate-{name}", private=name == "key")
+    if bool(files.cert) != bool(files.key):
+        given, missing = ("cert", "key") if files.cert else ("key", "cert")
+        raise InvalidInput(f"gate-{missing}", "", f"a file, since gate-{given} is given")
+    try:
+        context = ssl.create_default_context(cafile=files.ca or None)
+        if files.cert:
+            context.load_cert_chain(files.cert, files.key, password="")
+    except (OSError, ssl.SSLError) as error:
+        accepted = f"PEM files that can be used: {getattr(error, 'reason', None) or error}"
+        raise InvalidInput("gate-cert" if files.cert else "gate-ca", files.cert or files.ca, accepted) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def decoded(body: bytes, kind: type[T], where: str) -> T:

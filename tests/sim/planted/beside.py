@@ -110,18 +110,6 @@ def _none(*_: Any) -> None:
     return None
 
 
-def _open_heaviest() -> Patches:
-    """As bug 48: who is away already opens the gate for the others."""
-
-    def judged(self: Any) -> bool:
-        if self._judge("").word is not Word.PASS:
-            return False
-        heaviest = max(self._passing.items(), key=lambda item: item[1], default=("", 0))[0]
-        return not heaviest or self._judge(heaviest).word is Word.PASS
-
-    return [mock.patch.object(gate_view._Judged, "open_to_all", property(judged))]
-
-
 def _no_failing() -> Patches:
     """What Consul says of nodes counts nowhere."""
 
@@ -436,7 +424,6 @@ ALL = (
     Planted("reading-too-old", "a reading never grows too old", _old_readings, "gates"),
     Planted("unreadable-gate-passes", "a gate that cannot be read passes", _unknown_passes, "gates"),
     Planted("gates-not-asked-again", "gates are not asked again before the permit", _no_second_look, "gates"),
-    Planted("service-forgets-who-leaves", "whoever is away opens the gate for the others", _open_heaviest, "gates"),
     Planted("node-checks-ignored", "what Consul says of nodes counts nowhere", _no_failing, "gates"),
     Planted("blind-leader-goes-on", "that node checks cannot be read keeps nobody in", _blind_leader, "gates"),
     Planted("quorum-loses-two", "a group that lacks one member may lose one more", _quorum_counts, "pace"),
