@@ -19,7 +19,9 @@ import structlog
 from aiohttp import web
 
 from rebootd.api.bodies import problem
+from rebootd.core.errors import Unauthorized
 from rebootd.core.wire import Problem
+from rebootd.tls.identity import identity_of
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -38,7 +40,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     ``head``: for the whole head of a request, and for the first one to begin. ``idle``: between two requests.
     ``pace`` bytes of a waiting answer must be taken each ``look`` seconds, else the reader is too slow.
     ``per_address``: connections of one address; loopback, where relays are, is only bound by ``total`` (0: as many as
-    the process may open, less ``RESERVED``).
+    the process may open, less ``RESERVED``). ``per_identity``: connections of one certificate's name, whatever
+    addresses they come from.
     """
 
     head: float = 10.0
@@ -46,6 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     pace: int = 10_240
     look: float = 10.0
     per_address: int = 256
+    per_identity: int = 32
     total: int = 0
     loopback: bool = False
     """Whether loopback is counted as any other address (for tests)."""
@@ -63,6 +67,7 @@ class Gate:
         self.total = limits.total or (max(64, files - RESERVED) if files != resource.RLIM_INFINITY else sys.maxsize)
         self.open = 0
         self.addresses: Counter[str] = Counter()
+        self.identities: Counter[str] = Counter()
         self.turned_away = 0
         self._told = float("-inf")
 
@@ -83,6 +88,19 @@ class Gate:
         if not self.addresses[address]:
             del self.addresses[address]
 
+    def name(self, identity: str, address: str) -> bool:
+        """Whether one more connection of the identity may stay; each that may must :meth:`forget`."""
+        if self.identities[identity] >= self.limits.per_identity:
+            return self._away(address, f"too many connections of {identity}")
+        self.identities[identity] += 1
+        return True
+
+    def forget(self, identity: str) -> None:
+        """One connection of the identity has ended."""
+        self.identities[identity] -= 1
+        if not self.identities[identity]:
+            del self.identities[identity]
+
     def _away(self, address: str, why: str) -> bool:
         self.turned_away += 1
         now = asyncio.get_running_loop().time()
@@ -100,6 +118,13 @@ def address_of(transport: asyncio.BaseTransport) -> str:
     return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
+def _named(transport: asyncio.BaseTransport) -> str:
+    """The name in the caller's certificate, ``""`` without one; a name that is none is the door's to refuse."""
+    with suppress(Unauthorized):
+        return identity_of(cert).uri if (cert := transport.get_extra_info("peercert")) else ""
+    return ""
+
+
 def _loopback(address: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(address).is_loopback
@@ -109,13 +134,14 @@ def _loopback(address: str) -> bool:
 class Connection(web.RequestHandler):
     """One connection, ended when it breaks a limit. aiohttp itself bounds neither a slow head nor a slow reader."""
 
-    __slots__ = ("_address", "_counted", "_gate", "_head", "_left", "_slow")
+    __slots__ = ("_address", "_counted", "_gate", "_head", "_identity", "_left", "_slow")
 
     def __init__(self, manager: Any, gate: Gate, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._gate = gate
         self._address: str | None = None
         self._counted = False
+        self._identity = ""
         self._head: asyncio.TimerHandle | None = None
         self._slow: asyncio.TimerHandle | None = None
         self._left = 0
@@ -129,6 +155,11 @@ class Connection(web.RequestHandler):
                 self._abort()
                 return
             self._counted = True
+        elif identity := _named(transport):
+            if not self._gate.name(identity, address):
+                self._abort()
+                return
+            self._identity = identity
         self._address = address
         self._head = self._loop.call_later(self._gate.limits.head, self._abort)
         sock = transport.get_extra_info("socket")
@@ -146,6 +177,8 @@ class Connection(web.RequestHandler):
         if self._address is not None:
             if self._counted:
                 self._gate.leave(self._address)
+            if self._identity:
+                self._gate.forget(self._identity)
             self._address = None
         super().connection_lost(exc)
 

@@ -120,7 +120,11 @@ class Host:
             async with asyncio.timeout(timeout):
                 output, _ = await process.communicate(text)
         except TimeoutError:
-            process.kill()
+            # The command first, so that nsenter collects it: as an orphan it would be nobody's, and a host whose
+            # PID namespace has a dead process that nobody collects never ends its shutdown.
+            for pid in _children(process.pid) or [process.pid]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             await process.wait()
             return 124, b"it took too long"
         return process.returncode or 0, output
@@ -203,3 +207,9 @@ class Host:
 
     def _say(self, what: str, **more: Any) -> None:
         self._note(Note(at=time.time(), host=self.name, what=what, **more))
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    return []
