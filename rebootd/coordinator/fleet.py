@@ -54,6 +54,8 @@ class Fleet:
         self.index: dict[str, int] = {}
         self._small: set[str] = set()
         self.machines: dict[str, Machine] = {}
+        self.virgin = False
+        """Whether there was no record at all when this leader began."""
         self.cycles: dict[str, Cycle] = {}
         self.machine_holds: dict[str, Hold] = {}
         self.rack_holds: dict[str, Hold] = {}
@@ -292,7 +294,13 @@ class Fleet:
         return {name: at for name, at in found.items() if at is not None}
 
     def _expected(self) -> dict[str, str]:
-        """Nodes of the catalog that have a rack there and no record here: an agent is expected to call from them."""
+        """Nodes of the catalog that have a rack there and no record here: an agent is expected to call from them.
+
+        Only in a fleet that begins, or has lost its records. In one that runs they are hosts without an agent, or of
+        another fleet, and every new leader would wait for them in vain.
+        """
+        if not self.virgin:
+            return {}
         return {n: rack for n, rack in self.catalog.items() if rack and n not in self.machines and n not in self.asides}
 
     def alarm(self, key: str, said: str) -> None:

@@ -182,6 +182,7 @@ class Leader:
         for prefix in (*self._follower.small_prefixes(), self._keys.durations, self._keys.machines):
             entries, index = await self._store.list(prefix, consistent=True)
             self.fleet.absorb_prefix(prefix, entries, index, now)
+        self.fleet.virgin = not (self.fleet.machines or self.fleet.asides)
         self._history.loaded(now)
         entries, _ = await self._store.list(self._keys.events, consistent=True)
         self._ring.load(entries)

@@ -36,6 +36,10 @@ class PaceChecks:
             if before.outcomes.get(cycle) != outcome or back:
                 self.over[after.name, cycle] = self.truth.decided_at.get(after.epoch, 0.0)
 
+    def forget(self, name: str) -> None:
+        """Its record is gone, and what it remembered."""
+        self.over = {key: at for key, at in self.over.items() if key[0] != name}
+
     def drained(self, after: Machine) -> None:
         """A machine was taken out for its cycle."""
         truth = self.truth

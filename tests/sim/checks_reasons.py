@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MOVES = 0.5
 """Seconds by which a reason's ``since`` may differ from decision to decision."""
-FLEETING = frozenset({"next", "window-fit", "limit", "quorum", "racks", "rack-lock"})
+FLEETING = frozenset({"next", "window", "window-fit", "limit", "quorum", "racks", "rack-lock"})
 """Kinds of reasons that are about this very moment, or about the present state of machines that are away."""
 
 
@@ -33,16 +33,14 @@ class ReasonChecks:
             self._epoch, self._offset, self._said = snapshot.epoch, offset, {}
         seen: dict[int, dict[tuple[str, str], float]] = {}
         said = {}
-        # Who moves on by this decision is told where it comes to.
-        moved_on = {step.name: step.after.version for step in decision.steps if step.after is not None}
+        # Who moves on by this decision is told where it comes to. People may have edited a record, and its times.
+        moved_on = {s.name: (s.after.version, s.after.since) for s in decision.steps if s.after is not None}
         for name, reasons in decision.reasons.items():
             found = seen.get(id(reasons))
             if found is None:
                 found = seen[id(reasons)] = self._look(name, reasons, snapshot.now)
             machine = snapshot.machines.get(name)
-            version = moved_on.get(name, machine.version if machine is not None else 0)
-            # People may have edited the record, and its times.
-            stamp = (version, machine.since if machine is not None and not moved_on.get(name) else 0.0)
+            stamp = moved_on.get(name) or ((machine.version, machine.since) if machine is not None else (0, 0.0))
             said[name] = (stamp, found)
             then, before = self._said.get(name, ((-1, 0.0), {}))
             if then != stamp:

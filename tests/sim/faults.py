@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 PATIENT = frozenset(
     {
         "halt", "raw-halt", "hold", "hold-rack", "pause", "cancel", "start", "policy", "window-close", "clear",
+        "ambush-lock", "ambush-halt", "end-lock-session",
         "rack-lock", "unlock", "maintenance", "gate-blocks", "gate-away", "gate-hangs", "gate-slow", "gate-odd",
         "gate-flaps", "service-thin", "sight-away", "node-check", "ambush-gate", "reboot-required", "detection-breaks",
         "still-required", "small-group", "emergency",
     }
 )  # fmt: skip
 """What people may do without delaying any machine's return (S5 stays in force)."""
+AT_ONCE = frozenset({"power-cut", "rack-power", "end-lock-session", "kill-leader", "kill-daemon"})
+"""Faults that are over as soon as they have happened: S5 counts from when a host is up and a leader leads again."""
 AFTERMATH = 120.0
 """Seconds after a fault in which a return may still be delayed by it."""
 
@@ -43,7 +46,7 @@ class Faults(MoreFaults):
         seconds = max(0.0, min(fault.seconds, world.plan.faults_for - world.loop.now))
         world.say(f"FAULT {index}: {fault}")
         if fault.kind not in PATIENT:
-            world.checks.disturbed(world.loop.now + seconds + AFTERMATH)
+            world.checks.disturbed(world.loop.now + (30.0 if fault.kind in AT_ONCE else seconds + AFTERMATH))
         done: Callable[[Fault], Callable[[], None] | None] = getattr(self, "_" + fault.kind.replace("-", "_"))
         undo = done(fault)
         world.checks.counts[f"fault {fault.kind}"] += 1

@@ -320,7 +320,7 @@ class MoreFaults(Ambushes):
         for stamp in ("since", "ended", "required_since", "turned_back_at"):
             if record.get(stamp):
                 record[stamp] += by
-        self.world.say(f"somebody edits the times of {record['name']} by {by:.0f} s")
+        self.world.say(f"somebody edits the times in {key} by {by:.0f} s")
         self.people.raw(Set(key, msgspec.json.encode(record)))
 
 

@@ -168,8 +168,11 @@ class People:
             self.raw(Set(key, b"{"))
             self.world.loop.after(120.0, self.repair, name, entry.value)
         else:
+            try:
+                record = msgspec.json.decode(entry.value, type=dict[str, Any])
+            except msgspec.MsgspecError:
+                return  # spoilt already
             self.world.say(f"somebody edits the record of {name}")
-            record = msgspec.json.decode(entry.value)
             record["labels"] = {**record.get("labels", {}), "edited": "yes"}
             self.raw(Set(key, msgspec.json.encode(record)))
 
@@ -182,6 +185,9 @@ class People:
     def _machines_back(self) -> bool:
         """Technicians press buttons, operators clear what is quarantined and forget what is gone."""
         done = True
+        for name, machine in self.world.machines.items():
+            if name not in self.world.checks.records:
+                machine.revive()
         if self.world.leader() is None:
             # The hosts of the daemons themselves: nobody can say more of them than that they are dark.
             for daemon in self.world.daemons.values():

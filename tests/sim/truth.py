@@ -84,6 +84,8 @@ class Truth:
         """The session by which each rack is ours, as the last record of it said that could be read."""
         self.permits: dict[str, dict[str, float]] = defaultdict(dict)
         """boot_id: nonce: the true time until which its permit is valid."""
+        self.forgotten: set[str] = set()
+        """boot_ids whose permit was in a record that people deleted."""
         self.history: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
         """Machine: version: (state, boot_id) as committed."""
         self.enabling: set[str] = set()
@@ -132,8 +134,12 @@ class Truth:
                 after = msgspec.json.decode(value, type=Machine)
             except msgspec.MsgspecError:
                 self.asides.add(name)
-        if ours:
+        if ours or value is None:
             self.known_asides.discard(name)
+        if value is None and not ours:
+            # With a record that is deleted by hand go its permit and its past: no leader can know of them any more.
+            self.pace.forget(name)
+            self.forgotten |= {boot_id for boot_id in self.permits if boot_id.startswith(f"{name}-b")}
         if after is None:
             self.records.pop(name, None)
             if ours:
