@@ -47,16 +47,20 @@ class _Judged:
             return self.gate.covers.matches(machine)
         return self.nodes is None or machine.name in self.nodes
 
+    def about(self, machine: Machine) -> bool:
+        """Whether what it read is of the machine, too: it may count servers or instances that it does not cover."""
+        return machine.name in self.named or self.covers(machine)
+
     def touched(self, machines: Iterable[Machine], leading_since: float) -> None:
-        """Notes the last transition among the machines it covers."""
+        """Notes the last transition among the machines it covers, or counts."""
         for m in machines:
             # A stamp from the future was written by a leader whose clock was ahead: it happened before this one led.
             at = m.since if m.since <= self._now else leading_since
-            if at > self.changed and self.covers(m):
+            if at > self.changed and self.about(m):
                 self.changed = at
 
     def left(self) -> None:
-        """A machine that it covers is taken out by this very decision: what was read is from before."""
+        """A machine that it covers or counts is taken out by this very decision: what was read is from before."""
         self.changed = self._now
         self._verdicts.clear()
         self._blockers.clear()
@@ -226,7 +230,7 @@ class Safeguards:
         """The machine is taken out by this decision, or it shows that it is out."""
         changed = False
         for gate in self.gates:
-            if gate.changed < self._snapshot.now and gate.covers(machine):
+            if gate.changed < self._snapshot.now and gate.about(machine):
                 gate.left()
                 changed = True
         for group in self.groups:

@@ -16,10 +16,12 @@ from rebootd.coordinator.gates.keeper import GateKeeper
 from rebootd.coordinator.metrics import FleetCollector
 from rebootd.coordinator.records import Keys
 from rebootd.core.errors import Unreachable
-from rebootd.core.gates import Samples
+from rebootd.core.gates import Reading, Samples, Servers
 from rebootd.core.operations_inputs import Because
 from rebootd.core.operations_policy import apply_policy
 from rebootd.core.policy import parse_policy
+from rebootd.core.policy_gates import ConsulQuorum, Gate
+from rebootd.core.selectors import parse_selector
 from rebootd.store.port import Node
 from tests.coordinator.lab import Host, Lab, eventually, record, start
 from tests.core.worlds import machine
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     from rebootd.coordinator.leader import Leader
     from rebootd.core.gates import Value
-    from rebootd.core.policy_gates import Gate
 
 POLICY = """
 settle: 0s
@@ -129,6 +130,14 @@ async def test_a_gate_notes_when_a_transition_of_a_machine_that_it_covers_landed
     keeper.changed(web, replace(web, kernel="6.12.9"))
     keeper.changed(machine("m2"), machine("m2", since=20.0))
     assert fleet.gate_changed == {}
+    servers = Gate(name="servers", test=ConsulQuorum(), covers=parse_selector("role=web"))
+    fleet.policy = replace(fleet.policy, gates=(servers,))
+    fleet.readings["servers"] = Reading(gate=servers, at=0.0, value=Servers(members={"m2": ""}, tolerance=0))
+    keeper.changed(machine("m3"), machine("m3", since=20.0))
+    assert fleet.gate_changed == {}
+    keeper.changed(machine("m2"), machine("m2", since=20.0))
+    assert fleet.gate_changed.pop("servers") == 77.0
+    fleet.policy = parse_policy(POLICY.replace("query: load", "query: load, covers: role=web"))
     # It was decided at 20 and lands at 77: a reading begun at 50 is from before it.
     keeper.changed(web, replace(web, since=20.0))
     assert fleet.gate_changed == {"load": 77.0}

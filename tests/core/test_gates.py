@@ -208,6 +208,20 @@ def test_a_reading_from_before_a_transition_of_a_member_is_unknown_and_others_do
         assert [n for n in taken(s) if n == "m1"] == goes
 
 
+def test_a_server_that_the_gate_does_not_cover_goes_with_nobody_whom_it_covers() -> None:
+    web = replace(SERVERS, covers=parse_selector("role=web"))
+    value = Servers(members={"m1": "", "m2": "", "m3": ""}, tolerance=1)
+    machines = [*(machine(f"m{n}") for n in (1, 2, 3)), machine("m4", labels={"role": "web"})]
+    policy = Policy(gates=(web,), rack_unavailable=Amount(4), quorums=())
+    s = world(web, values={"servers": value}, machines=machines, policy=policy)
+    assert "m4" not in taken(s)
+    assert "read again" in "; ".join(b.what for b in decide(s).reasons["m4"])
+    # The next decision asks for a reading from after the server went.
+    later = [*machines[:2], machine("m3", since=NOW - 0.5, outcomes={"k1": "rebooted"}), machines[3]]
+    alone = world(web, values={"servers": value}, machines=later, policy=policy, cycles=[cycle(selector="role=web")])
+    assert taken(alone) == []
+
+
 def test_a_machine_that_is_out_already_opens_no_gate_for_the_others() -> None:
     # m1 has as many instances as any other, and leaving takes none of them along: it is gone.
     machines = [machine("m1", rack="r2", state=State.QUARANTINED), *(machine(f"m{n}") for n in (2, 3))]

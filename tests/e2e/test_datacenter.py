@@ -155,6 +155,8 @@ def test_consul_servers_go_one_by_one_and_only_when_the_others_are_well(desk: De
 
 def _not_whole(desk: Desk) -> bool:
     # Gossip knows it first; autopilot, which the gate reads, judges its servers every two seconds.
-    told = desk.box.run("cs1", "curl", "-s", "-m", "2", "http://127.0.0.1:8500/v1/operator/autopilot/health", check=False)
+    told = desk.box.run(
+        "cs1", "curl", "-s", "-m", "2", "http://127.0.0.1:8500/v1/operator/autopilot/health", check=False
+    )
     gossip = desk.box.run("cs1", "curl", "-sf", "http://127.0.0.1:8500/v1/health/node/cs2", check=False)
     return '"Healthy":false' in told.replace(" ", "") and "critical" in gossip

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-from tests.sim.truth import ENDED, PREFIX, SKEW_GRACE, Truth, boot_number
+from tests.sim.truth import EDIT_GRACE, ENDED, PREFIX, SKEW_GRACE, Truth, boot_number
 
 
 class GoingOut(Truth):
@@ -61,6 +61,8 @@ class GoingOut(Truth):
         if rest.startswith("power/"):
             self.powers.landed(rest[6:], value, ours=ours)
         if rest.startswith("cycles/"):
+            if not ours:
+                self.cycles_edited[rest[7:]] = self.world.loop.now
             self._cycle(rest[7:], value)
         elif rest.startswith("racks/") and rest.endswith("/record"):
             self._rack(rest[6:-7], value)
@@ -166,7 +168,8 @@ class GoingOut(Truth):
             if key in entries:
                 self.fail("S6", f"{self._who()} {what} {after.name} for a cycle although {key} stands")
         cycle = self.cycles.get(after.cycle)
-        if cycle is None or cycle.state in ENDED:
+        edited = self.world.loop.now - self.cycles_edited.get(after.cycle, -EDIT_GRACE) < EDIT_GRACE
+        if (cycle is None or cycle.state in ENDED) and not edited:
             # The cycle's own record is not guarded; it is read by the same loop that changes it.
             self.fail("S6", f"{self._who()} {what} {after.name} for {after.cycle}, which is not under way")
         if cycle is None or not cycle.emergency:

@@ -138,7 +138,12 @@ class PaceChecks:
         truth = self.truth
         if not any(q.selector.matches(after) for q in truth.policy.quorums):
             return
-        others = [m.name for m in truth.known.values() if m.name != after.name and m.cycle and m.state in WORKING]
+        working = [m.name for m in truth.known.values() if m.name != after.name and m.cycle and m.state in WORKING]
+        # What people did to a record the leader may know, or not.
+        others = [n for n in working if (record := truth.records.get(n)) is not None and record.state in WORKING]
+        # Who comes back from a hold by this very decision was at rest when it was made.
+        decided = truth.decided_at.get(after.epoch, 0.0)
+        others = [n for n in others if truth.gates.moved.get(n, (0.0, False))[0] < decided]
         if others:
             truth.fail("ORDER", f"{truth._who()} drains {after.name}, a quorum member, while {others} are out")
 
@@ -170,7 +175,8 @@ class PaceChecks:
                     continue
                 if own is not None and own.rack in {other.rack, after.rack}:
                     continue
-                if any(m.rack == after.rack and m.state in WORKING for m in snapshot.machines.values()):
+                coming = [s.after for s in decision.steps if s.after is not None and not s.guards]
+                if any(m.rack == after.rack and m.state in WORKING for m in (*snapshot.machines.values(), *coming)):
                     continue  # it was open before
                 if self._earlier(snapshot, other.rack, after.rack):
                     self.truth.fail("ORDER", f"rack {after.rack} is opened before {other.rack}, where {name} waits")

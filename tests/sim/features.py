@@ -83,6 +83,9 @@ def equip(plan: Plan, policy: dict[str, Any]) -> None:
         policy["failures"] = {"power": _power(rng)}
         for state in ("rebooting", "verifying"):
             policy["deadlines"][state] = rng.choice(["2m", "3m"])
+    if "windows" in policy:
+        # With a window each hour, a long cycle takes its time.
+        plan.settle_for = 24 * 3600.0
     if plan.profile == "power":
         policy["racks"]["unavailable"] = rng.choice(["2", "100%"])
         plan.faults_for = max(plan.faults_for, 1500.0)

@@ -28,6 +28,8 @@ SKEW_GRACE = 150.0
 """Seconds after which a leader must have noticed that its clock is far off."""
 POLICY_GRACE = 30.0
 """Seconds that a decision by an earlier policy may be on its way to the store."""
+EDIT_GRACE = 30.0
+"""Seconds in which a leader need not know yet that people changed a cycle's record past it."""
 BACK_BOUND = 180.0
 """Seconds, beside the soak, in which an undisturbed machine that is well must be back (S5)."""
 EVERY_DECISION = 3
@@ -76,6 +78,8 @@ class Truth:
         self.asides: set[str] = set()
         self.known_asides: set[str] = set()
         self.cycles: dict[str, Cycle] = {}
+        self.cycles_edited: dict[str, float] = {}
+        """Cycle: when people wrote its record."""
         self.policy: Policy = DEFAULT_POLICY
         self.policy_before = (0.0, DEFAULT_POLICY)
         """When the policy changed, and what it was before."""

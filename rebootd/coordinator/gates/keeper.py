@@ -9,7 +9,7 @@ import structlog
 from msgspec.structs import replace
 
 from rebootd.core.errors import RebootdError
-from rebootd.core.gates import Held, Instances, Reading, Word, overdue
+from rebootd.core.gates import Held, Instances, Reading, Servers, Word, overdue
 from rebootd.core.inputs import format_duration
 from rebootd.core.model import Event, State
 
@@ -77,18 +77,25 @@ class GateKeeper:
         """A new record of the machine has landed: what covers it must be read again before anybody else may go."""
         moved = before is None or before.since != machine.since
         for gate in self._fleet.policy.gates:
-            if gate.covers is None or gate.covers.matches(machine):
+            about = self._about(gate, machine)
+            if about or gate.covers is None:
                 self._due[gate.name] = self._begun.get(gate.name, -GAP) + GAP
                 self._poke.set()
-                if moved and self._covers(gate, machine):
+                if moved and about:
                     # What was read while the transaction was on its way knows nothing of it, whatever ``since`` says.
                     self._fleet.gate_changed[gate.name] = self._wall()
 
-    def _covers(self, gate: Gate, machine: Machine) -> bool:
-        """Whether the gate is about the machine, as far as its last reading tells."""
+    def _about(self, gate: Gate, machine: Machine) -> bool:
+        """Whether the gate covers the machine, or counts it among servers or instances, as its last reading tells."""
         reading = self._fleet.readings.get(gate.name)
-        value = reading.value if reading is not None and gate.covers is None else None
-        return not isinstance(value, Instances) or machine.name in value.nodes
+        value = reading.value if reading is not None else None
+        if isinstance(value, Instances) and machine.name in value.nodes:
+            return True
+        if isinstance(value, Servers) and machine.name in value.members:
+            return True
+        if gate.covers is not None:
+            return gate.covers.matches(machine)
+        return not isinstance(value, Instances)
 
     def judged(self, snapshot: Snapshot, decision: Decision) -> None:
         """Takes note of what the gates were found to say, and whether anybody waits for them."""
