@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,19 @@ def dev_consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """One real ``consul agent -dev`` for the whole test session; share it by using a ``prefix`` of your own."""
     with dev_agent(tmp_path_factory.mktemp("consul"), limits={"http_max_conns_per_client": 2000}) as agent:
         yield agent
+
+
+@pytest.fixture(autouse=True)
+def nobody_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves nodes with a rack in the shared Consul: leaders of later tests would wait for them."""
+    yield
+    agent = request.node.funcargs.get("dev_consul") if hasattr(request.node, "funcargs") else None
+    if agent is None:
+        return
+    left = [node["Node"] for node in agent.ask("/v1/catalog/nodes") if (node.get("Meta") or {}).get("rack")]
+    for name in left:
+        agent.ask("/v1/catalog/deregister", "PUT", json.dumps({"Node": name}).encode())
+    assert not left, f"nodes left in the shared Consul: {left}"
 
 
 @pytest.fixture

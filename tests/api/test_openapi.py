@@ -185,8 +185,12 @@ def test_a_daemon_on_consul_answers_as_documented(tmp_path: Path, dev_consul: Ag
         node = {"Node": name, "Address": "127.0.0.1", "NodeMeta": {"rack": rack}}
         dev_consul.ask("/v1/catalog/register", "PUT", msgspec.json.encode(node))
     arguments = ("--consul", dev_consul.url, "--prefix", prefix, "--service", prefix.rstrip("/"))
-    with service(tmp_path, *arguments) as served:
-        explore(served, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "20")
+    try:
+        with service(tmp_path, *arguments) as served:
+            explore(served, tmp_path, "--phases", "coverage,fuzzing", "--max-examples", "20")
+    finally:
+        for name in MACHINES:
+            dev_consul.ask("/v1/catalog/deregister", "PUT", msgspec.json.encode({"Node": name}))
 
 
 def test_the_event_stream_is_the_only_one_that_stays_open() -> None:
