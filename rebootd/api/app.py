@@ -30,10 +30,12 @@ from rebootd.core.errors import (
 from rebootd.core.wire import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from rebootd.coordinator.desk import Office
     from rebootd.core.audit import Asked
+
+    Told = tuple[int, Problem, Mapping[str, str] | None]
 
 MAX_BODY = 256 * 1024
 """Bytes of any request's body; reports and permits have less (see machines)."""
@@ -68,21 +70,26 @@ def _front(door: Door) -> Callable[..., Awaitable[web.StreamResponse]]:
     async def front(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        def no(status: int, said: Problem, headers: Mapping[str, str] | None = None) -> web.StreamResponse:
+            route = door.route_of(request)
+            worded = route.wording(status, said) if route is not None and route.wording is not None else said
+            return _with_id(request, problem(status, worded, headers))
+
         try:
             await door.admit(request)
             return _with_id(request, await handler(request))
         except RebootdError as error:
-            response = _with_id(request, _answer_error(error))
+            response = no(*_told(error))
             door.turned_away(request, error)
             return response
         except web.HTTPException as error:
-            return _with_id(request, _answer_http(error, request))
+            return no(*_told_http(error, request))
         except (ConnectionResetError, asyncio.CancelledError):
             raise
         except Exception:
             # The last resort of a server: a mistake in one route must not end the leader.
             log.exception("request failed", method=request.method, path=request.path[:200])
-            return problem(500, Problem(error="a mistake in rebootd itself: its log has the details"))
+            return no(500, Problem(error="a mistake in rebootd itself: its log has the details"))
 
     return front
 
@@ -109,19 +116,19 @@ def _with_id(request: web.Request, response: web.StreamResponse) -> web.StreamRe
     return response
 
 
-def _answer_error(error: RebootdError) -> web.Response:
+def _told(error: RebootdError) -> Told:
     match error:
         case InvalidInput():
             said = Problem(error=str(error), field=error.field, value=_short(error.value), accepted=error.accepted)
-            return problem(400, said)
+            return 400, said, None
         case Unauthorized():
-            return problem(401, Problem(error=str(error)), {"WWW-Authenticate": "Bearer"})
+            return 401, Problem(error=str(error)), {"WWW-Authenticate": "Bearer"}
         case Forbidden():
-            return problem(403, Problem(error=str(error)))
+            return 403, Problem(error=str(error)), None
         case NotFound():
-            return problem(404, Problem(error=str(error)))
+            return 404, Problem(error=str(error)), None
         case Refused():
-            return problem(409, Problem(error=str(error)))
+            return 409, Problem(error=str(error)), None
         case OutcomeUnknown():
             what = "the store did not say whether it was done, and it may still be: look before you ask again"
         case Denied():
@@ -130,10 +137,10 @@ def _answer_error(error: RebootdError) -> web.Response:
             what = f"the store cannot be used: {error}"
         case _:
             what = str(error)
-    return problem(503, Problem(error=what), {"Retry-After": "1"})
+    return 503, Problem(error=what), {"Retry-After": "1"}
 
 
-def _answer_http(error: web.HTTPException, request: web.Request) -> web.StreamResponse:
+def _told_http(error: web.HTTPException, request: web.Request) -> Told:
     what = f"{error.reason}: {request.method} {request.path[:200]}"
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
     if error.status == 404:
@@ -142,7 +149,7 @@ def _answer_http(error: web.HTTPException, request: web.Request) -> web.StreamRe
         what = f"{request.method} is not for {request.path[:200]}; it takes {error.headers.get('Allow', '')}"
     elif error.status == 413:
         what = f"the body is too large: {error.text}"
-    return problem(error.status, Problem(error=what), headers)
+    return error.status, Problem(error=what), headers
 
 
 def _short(value: object) -> str:

@@ -15,8 +15,6 @@ from rebootd.core.inputs import nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rebootd.core.wire import Problem
-
 T = TypeVar("T")
 
 BODY_TIME = 10.0
@@ -34,8 +32,8 @@ def answer(value: object) -> web.Response:
     return web.Response(body=_encoder.encode(value) + b"\n", headers=JSON)
 
 
-def problem(status: int, said: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
-    """A Problem with a status. What came in undecodable is shown with question marks."""
+def problem(status: int, said: msgspec.Struct, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A Problem (or another struct of texts) with a status. What came in undecodable is shown with question marks."""
     clean = msgspec.structs.replace(
         said, **{f: getattr(said, f).encode("utf-8", "replace").decode() for f in said.__struct_fields__}
     )

@@ -19,9 +19,8 @@ import structlog
 from aiohttp import web
 
 from rebootd.api.bodies import problem
-from rebootd.core.errors import Unauthorized
 from rebootd.core.wire import Problem
-from rebootd.tls.identity import identity_of
+from rebootd.tls.identity import SHOWN, Identity
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -120,9 +119,8 @@ def address_of(transport: asyncio.BaseTransport) -> str:
 
 def _named(transport: asyncio.BaseTransport) -> str:
     """The name in the caller's certificate, ``""`` without one; a name that is none is the door's to refuse."""
-    with suppress(Unauthorized):
-        return identity_of(cert).uri if (cert := transport.get_extra_info("peercert")) else ""
-    return ""
+    who = transport.get_extra_info(SHOWN)
+    return who.uri if isinstance(who, Identity) else ""
 
 
 def _loopback(address: str) -> bool:

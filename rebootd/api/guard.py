@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hmac
 import time
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 from rebootd.api.callers import NOBODY, remember
 from rebootd.core.caller import Caller, Role
 from rebootd.core.errors import Unauthorized
-from rebootd.tls.identity import MACHINE, SERVER, Identity, identity_of, serial_text
+from rebootd.tls.identity import MACHINE, SERVER, SHOWN, Identity, serial_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +45,6 @@ class Guard:
         self._people = people
         self._revoked = revoked
         self._wall = wall
-        self._known: WeakKeyDictionary[Any, Identity] = WeakKeyDictionary()
         self._open = not (self._bearer or people or tls)
 
     @property
@@ -66,11 +64,10 @@ class Guard:
         transport = request.transport
         address = request.remote or ""
         if self.tls:
-            cert = transport.get_extra_info("peercert") if transport is not None else None
-            if cert:
-                who = self._known.get(transport)
-                if who is None:
-                    who = self._known[transport] = identity_of(cert)
+            who = transport.get_extra_info(SHOWN) if transport is not None else None
+            if isinstance(who, Unauthorized):
+                raise Unauthorized(str(who))
+            if isinstance(who, Identity):
                 return self._certified(request, who, address)
         if self._bearer and "Authorization" in request.headers:
             scheme, _, shown = request.headers["Authorization"].partition(" ")

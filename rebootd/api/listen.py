@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rebootd.api.connections import DEFAULT_LIMITS, Limits, Runner
-from rebootd.api.handshake import Handshake
+from rebootd.api.handshake import Arrival
+from rebootd.api.turns import Turns
 from rebootd.core.errors import InvalidInput
-from rebootd.tls.listener import slim
 
 if TYPE_CHECKING:
     import ssl
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 8473
 BACKLOG = 4096
 """Connections that may wait to be accepted: after a power loss a whole data center calls at once."""
+ACCEPTS = 64
+"""Connections that are accepted in one turn of the loop: asyncio would take all that wait, which is half a second."""
 GRACE = 0.1
 """Seconds that running requests are given when the server stops; agents that wait are to leave at once."""
 MAX_TOKEN_FILE = 4096
@@ -97,8 +99,9 @@ def read_token(path: Path, field: str = "token-file") -> str:
 class Serving:
     """A server that runs. ``url`` is where it can be reached, by its bound address; ``gate`` tells who is connected."""
 
-    def __init__(self, runner: Runner, server: asyncio.Server, host: str, *, tls: bool) -> None:
+    def __init__(self, runner: Runner, turns: Turns, server: asyncio.Server, host: str, *, tls: bool) -> None:
         self._runner = runner
+        self._turns = turns
         self._servers = [server]
         self.gate = runner.gate
         self.port = int(server.sockets[0].getsockname()[1])
@@ -110,7 +113,7 @@ class Serving:
         old = self._servers
         # The same sockets under new names: what waits to be accepted stays in their queue.
         sockets = [sock.dup() for server in old for sock in server.sockets]
-        self._servers = [await _listen(self._runner, context, sock=sock) for sock in sockets]
+        self._servers = [await _listen(self._runner, self._turns, context, sock=sock) for sock in sockets]
         for server in old:
             server.close()
 
@@ -130,28 +133,32 @@ async def serve(
 ) -> Serving:
     """Serves ``app``, over TLS with a ``context``. Raises OSError when the address cannot be bound."""
     lift_open_files()
-    if context is not None:
-        slim()
     runner = Runner(app, limits, handler_cancellation=True, shutdown_timeout=GRACE)
     await runner.setup()
+    turns = Turns()
     try:
-        server = await _listen(runner, context, host=host, port=port)
+        server = await _listen(runner, turns, context, host=host, port=port)
     except OSError:
         await runner.cleanup()
         raise
-    return Serving(runner, server, host, tls=context is not None)
+    return Serving(runner, turns, server, host, tls=context is not None)
 
 
-async def _listen(runner: Runner, context: ssl.SSLContext | None, **where: Any) -> asyncio.Server:
+async def _listen(runner: Runner, turns: Turns, context: ssl.SSLContext | None, **where: Any) -> asyncio.Server:
     # Not a site of aiohttp's: those take no limit for the handshake, and cannot change their context.
     make = runner.server
     if make is None:
         raise RuntimeError("the runner is not set up")
 
-    def shaken() -> asyncio.BaseProtocol:
-        return make() if context is None else Handshake(make(), context, runner.gate)
+    def arrived() -> asyncio.BaseProtocol:
+        return make() if context is None else Arrival(make, context, runner.gate, turns)
 
-    return await asyncio.get_running_loop().create_server(shaken, backlog=BACKLOG, **where)
+    server = await asyncio.get_running_loop().create_server(arrived, backlog=ACCEPTS, **where)
+    for sock in server.sockets:
+        # The loop accepts as many at a time as it believes may wait; how many really may is the kernel's.
+        with sock.dup() as same:
+            same.listen(BACKLOG)
+    return server
 
 
 def lift_open_files() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from rebootd import __version__
+from rebootd.api.fleetlock import GROUP
 from rebootd.api.route import JSON, YAML, Route
 from rebootd.api.table import ROUTES
 from rebootd.core.amounts import MAX_AMOUNT
@@ -20,7 +21,6 @@ from rebootd.core.inputs import MAX_DURATION, MAX_NAME, MAX_TOKEN
 from rebootd.core.methods import METHODS
 from rebootd.core.operations_cycles import MAX_CYCLE_ID
 from rebootd.core.operations_inputs import MAX_REASON
-from rebootd.core.wire import Problem
 
 REF = "#/components/schemas/{name}"
 _ONE = re.compile(r"\{(\w+)(?::([^}]*))?\}")
@@ -46,6 +46,8 @@ RULES: Mapping[str, Mapping[str, _Rule]] = {
         "index": _INDEX,
         "wait": {"minimum": 0, "maximum": 3600},
     },
+    "ClientParams": {"id": _TOKEN, "group": {"pattern": rf"^{GROUP}$"}},
+    "LockProblem": {"kind": {"minLength": 1}, "value": {"minLength": 1}},
     "PermitRequest": {"name": _NAME, "nonce": _TOKEN, "epoch": _INDEX},
     "Asked": _WHO,
     "CycleAsked": {
@@ -115,8 +117,9 @@ SAID: Mapping[int, tuple[str, Mapping[str, object]]] = {
 
 def document() -> dict[str, Any]:
     """The document. Its schemas are those of the structs."""
-    kinds = [k for r in ROUTES for k in (r.body, r.answer) if isinstance(k, type) and issubclass(k, msgspec.Struct)]
-    _, components = msgspec.json.schema_components([*dict.fromkeys(kinds), Problem], ref_template=REF)
+    used = [k for r in ROUTES for k in (r.body, r.answer, r.problem)]
+    kinds = dict.fromkeys(k for k in used if isinstance(k, type) and issubclass(k, msgspec.Struct))
+    _, components = msgspec.json.schema_components(list(kinds), ref_template=REF)
     for name, rules in RULES.items():
         for field, rule in rules.items():
             components[name]["properties"][field].update(rule)
@@ -157,6 +160,10 @@ def _operation(route: Route) -> dict[str, Any]:
     parameters += [
         {"name": p.name, "in": "query", "description": p.about, "schema": dict(p.schema)} for p in route.query
     ]
+    parameters += [
+        {"name": p.name, "in": "header", "required": True, "description": p.about, "schema": dict(p.schema)}
+        for p in route.headers
+    ]
     if parameters:
         said["parameters"] = parameters
     if route.body is not None:
@@ -184,7 +191,7 @@ def _response(route: Route, status: int) -> dict[str, Any]:
     if headers:
         response["headers"] = headers
     if status != 307:
-        response["content"] = {JSON: {"schema": _schema(Problem)}}
+        response["content"] = {JSON: {"schema": _schema(route.problem)}}
     return response
 
 

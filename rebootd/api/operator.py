@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,7 @@ from rebootd.api.door import DOOR, to_the_end
 from rebootd.api.route import Handler, Parameter, Route
 from rebootd.core import operations, operations_cycles, operations_policy
 from rebootd.core.errors import InvalidInput
+from rebootd.core.forecast import past_errors
 from rebootd.core.model import CycleState, State
 from rebootd.core.policy import render_policy
 
@@ -33,6 +35,8 @@ T = TypeVar("T")
 
 MAX_ASKED = 64 * 1024
 MAX_POLICY = 256 * 1024
+SMALL = 500
+"""Machines up to which the loop itself finds what a policy would change: that is two decisions, some milliseconds."""
 
 _asked = msgspec.json.Decoder(shapes.Asked)
 _cycle_asked = msgspec.json.Decoder(shapes.CycleAsked)
@@ -65,9 +69,11 @@ def _machines(desk: Desk, request: web.Request) -> shapes.Machines:
 
 
 def _cycle(desk: Desk, request: web.Request) -> shapes.CycleShow:
-    shown = views.cycle(desk.snapshot(), desk.decision(), request.match_info["id"])
-    running = shown.cycle.state is CycleState.RUNNING
-    return msgspec.structs.replace(shown, estimate=desk.estimate(shown.cycle.id) if running else None)
+    snapshot = desk.snapshot()
+    shown = views.cycle(snapshot, desk.decision(), request.match_info["id"])
+    if shown.cycle.state is not CycleState.RUNNING:
+        return shown
+    return msgspec.structs.replace(shown, estimate=desk.estimate(shown.cycle.id), errors=past_errors(snapshot))
 
 
 def _show_policy(desk: Desk, _request: web.Request) -> shapes.PolicyShow:
@@ -212,12 +218,19 @@ async def _policy_text(request: web.Request) -> str:
         raise InvalidInput("body", f"byte {error.start}", "YAML text in UTF-8") from None
 
 
+async def _told(desk: Desk, text: str) -> operations_policy.PolicyDiff:
+    snapshot = desk.snapshot()
+    if len(snapshot.machines) <= SMALL:
+        return operations_policy.diff_policy(snapshot, text)
+    return await asyncio.to_thread(operations_policy.diff_policy, snapshot, text)
+
+
 async def _diff_policy(request: web.Request) -> web.StreamResponse:
     query(request)
     text = await _policy_text(request)
 
     async def act(desk: Desk) -> web.StreamResponse:
-        return answer(operations_policy.diff_policy(desk.snapshot(), text))
+        return answer(await _told(desk, text))
 
     return await request.app[DOOR].lead(request, act)
 
@@ -230,7 +243,7 @@ async def _apply_policy(request: web.Request) -> web.StreamResponse:
     how = asking.asked(request, why)
 
     async def act(desk: Desk) -> web.StreamResponse:
-        diff = operations_policy.diff_policy(desk.snapshot(), text)
+        diff = operations_policy.without_names(await _told(desk, text))
         why.checked()
         if desk.policy_text()[0] == text:
             return answer(shapes.PolicyApplied(done="the policy is this one already", diff=diff))

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from rebootd.core.wire import Problem
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 JSON = "application/json"
@@ -20,7 +22,7 @@ _CHOICE = re.compile(r"\{(\w+):[^}]*\}")
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
-    """One parameter of a query. ``schema`` is JSON Schema."""
+    """One parameter of a query, or one header. ``schema`` is JSON Schema."""
 
     name: str
     about: str
@@ -36,7 +38,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     document, or None; ``optional`` says that it may be left out.
     ``answer`` is the struct of a 200, or ``str`` for text or None for any JSON object; ``media`` is its type, of which
     NDJSON has one ``answer`` a line. ``leader`` tells that only the leader answers. ``errors`` are the statuses beside
-    those that follow from all this.
+    those that follow from all this. ``headers`` are those that a request must have. Errors are a ``problem``, which
+    ``wording`` makes of a status and a Problem where a protocol of others has a shape of its own.
     """
 
     method: str
@@ -47,12 +50,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     stricter: Mapping[str, str] = {}
     bare: bool = False
     query: tuple[Parameter, ...] = ()
+    headers: tuple[Parameter, ...] = ()
     body: type | None = None
     optional: bool = False
     answer: Any = None
     media: str = JSON
     leader: bool = True
     errors: tuple[int, ...] = ()
+    problem: type[msgspec.Struct] = Problem
+    wording: Callable[[int, Problem], msgspec.Struct] | None = None
 
     @property
     def plain_path(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from rebootd.core.forecast import Estimate
+from rebootd.core.forecast import Estimate, PastError
 from rebootd.core.model import Blocker, Cycle, Event, Halt, Hold, Machine
 from rebootd.core.operations_cycles import Counts
 from rebootd.core.operations_policy import PolicyDiff
@@ -86,7 +86,7 @@ class CycleView(msgspec.Struct, frozen=True, kw_only=True):
 class CycleShow(msgspec.Struct, frozen=True, kw_only=True):
     """One cycle with everything to follow it by. ``machines`` maps those that are out for it to their
     states, ``failed`` and ``skipped`` map names to what is remembered; ``blockers`` says why machines
-    wait, most frequent first. ``estimate`` is null until there is one.
+    wait, most frequent first. ``estimate`` is null until there is one, ``errors`` are those of past estimates.
     """
 
     now: float
@@ -98,6 +98,7 @@ class CycleShow(msgspec.Struct, frozen=True, kw_only=True):
     skipped: dict[str, str] = {}
     blockers: tuple[Reason, ...] = ()
     estimate: Estimate | None = None
+    errors: tuple[PastError, ...] = ()
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -158,7 +159,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Why a machine is where it is. ``report_age`` is seconds since its last report (null: none yet).
 
     ``says`` is a sentence for a machine that waits for nothing. ``deadline`` is when its state is given up (null:
-    never). ``flag`` says that a reboot did not change what was required.
+    never). ``flag`` says that a reboot did not change what was required. ``wanted`` are the cycles that want it to go
+    and have not come to it.
     """
 
     now: float
@@ -175,6 +177,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     says: str = ""
     deadline: float | None = None
     flag: str = ""
+    wanted: tuple[str, ...] = ()
 
 
 class Holds(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rebootd.api import shapes
 from rebootd.api.views_places import racks, windows
-from rebootd.core.advance import ENDED
+from rebootd.core.advance import ENDED, at_target, selected
 from rebootd.core.breakers import Breakers
 from rebootd.core.errors import InvalidInput
 from rebootd.core.failures import power_loss
@@ -18,6 +18,7 @@ from rebootd.core.operations import known_racks, need_machine, need_rack
 from rebootd.core.operations_cycles import Counts, need_cycle, progress
 from rebootd.core.power import spent
 from rebootd.core.selectors import parse_selector
+from rebootd.core.standing import wants
 from rebootd.core.unreadable import awaited
 
 if TYPE_CHECKING:
@@ -134,7 +135,21 @@ def explanation(snapshot: Snapshot, decision: Decision, name: str) -> shapes.Exp
         says=_says(snapshot, record, blockers),
         deadline=max(record.since, snapshot.leading_since) + limit if limit is not None else None,
         flag=record.flag,
+        wanted=_wanted(snapshot, record),
     )
+
+
+def _wanted(snapshot: Snapshot, machine: Machine) -> tuple[str, ...]:
+    """The cycles that have the machine before them, oldest first."""
+    if machine.state is not State.IN_SERVICE:
+        return ()
+    cycles = sorted((c for c in snapshot.cycles.values() if c.state not in ENDED), key=lambda c: (c.created, c.id))
+    policy, now = snapshot.policy, snapshot.now
+    return tuple(c.id for c in cycles if (wants(policy, c, now)(machine) if c.standing else _before_it(c, machine)))
+
+
+def _before_it(cycle: Cycle, machine: Machine) -> bool:
+    return cycle.id not in machine.outcomes and selected(cycle, machine) and not at_target(cycle, machine)
 
 
 def _says(snapshot: Snapshot, record: Machine | None, blockers: tuple[Blocker, ...]) -> str:

@@ -171,7 +171,7 @@ def _show(s: shapes.CycleShow) -> Iterator[RenderableType]:
 
 def _estimate(s: shapes.CycleShow) -> str:
     """When it should end, as of the last computation."""
-    from rebootd.cli.ctl_plan import ends
+    from rebootd.cli.ctl_plan import ends, off
 
     e = s.estimate
     if e is not None and e.note:
@@ -181,7 +181,8 @@ def _estimate(s: shapes.CycleShow) -> str:
     if e is None:
         return "being computed; see also: rebootctl plan --cycle " + s.cycle.id
     never = f"; {e.never} machines can never go, see: rebootctl plan --cycle {s.cycle.id}" if e.never else ""
-    return f"ends {ends(e, s.now)}{never}, as of {ago(e.at, s.now)}"
+    past = f"; past ones were off by {off(s.errors)}" if s.errors else ""
+    return f"ends {ends(e, s.now)}{never}, as of {ago(e.at, s.now)}{past}"
 
 
 @cycle.command(example="rebootctl cycle watch kernel-6.12.9")

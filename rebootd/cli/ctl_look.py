@@ -193,9 +193,11 @@ def _explain(e: shapes.Explanation) -> Iterator[RenderableType]:
     )
     if e.cause:
         yield text(f"because: {e.cause}")
-    yield text(
-        f"cycle: {e.cycle or 'none'}; reboot required: {e.reboot_required} {'; '.join(e.reboot_reasons)}".rstrip()
-    )
+    if e.wanted:
+        yield text(f"wanted by: cycle {', '.join(e.wanted)}")
+    elif e.cycle:
+        yield text(f"cycle: {e.cycle}")
+    yield text(f"reboot required: {e.reboot_required} {'; '.join(e.reboot_reasons)}".rstrip())
     yield text(f"last report: {f'{span(e.report_age)} ago' if e.report_age is not None else 'none to this leader'}")
     if e.flag:
         yield text(f"flagged: {e.flag}", "bold red")

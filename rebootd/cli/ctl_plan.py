@@ -10,11 +10,11 @@ from rebootd.cli.ctl_client import BAD_INPUT, Trouble
 from rebootd.cli.ctl_common import Ctl, CtlCommand, clock, span, table, text, when, with_ctl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import RenderableType
 
-    from rebootd.core.forecast import Estimate, Forecast, Never, Planned
+    from rebootd.core.forecast import Estimate, Forecast, Never, PastError, Planned
 
 PATIENCE = 120.0
 """Seconds that an answer may take: ten thousand machines are a few seconds of work for the leader."""
@@ -105,13 +105,19 @@ def _basis(f: Forecast) -> Iterator[str]:
 def _errors(f: Forecast) -> str:
     if not f.errors:
         return "no estimate has come to its end yet, so nobody knows how far off they are"
-    shares = sorted(abs(e.share) for e in f.errors)
     told = ", ".join(
         f"{e.cycle}{f' (estimate {e.number + 1})' if e.number else ''} "
         f"{span(abs(e.late))} {'late' if e.late > 0 else 'early'}"
         for e in f.errors[:3]
     )
-    return f"past estimates were off by {shares[len(shares) // 2]:.0%} (median of {len(shares)}): {told}"
+    return f"past estimates were off by {off(f.errors)}: {told}"
+
+
+def off(errors: Sequence[PastError]) -> str:
+    """How far off estimates were, as a share of the time that was really left."""
+    shares = sorted(abs(e.share) for e in errors)
+    median = shares[len(shares) // 2]
+    return f"{f'{median:.0%}' if median < 2 else f'{median:.0f} times the time'} (median of {len(shares)})"
 
 
 def _reasons(never: Iterable[Never]) -> list[tuple[str, str, str, str]]:

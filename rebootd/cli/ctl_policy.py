@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from rebootd.api import shapes
-    from rebootd.core.operations_policy import PolicyDiff
+    from rebootd.core.operations_policy import LimitChange, PolicyDiff
 
 _file = click.argument("file", type=click.File("rb"))
 
@@ -47,7 +47,7 @@ def show(ctl: Ctl, effective: bool) -> None:
 @_file
 @with_ctl
 def diff(ctl: Ctl, file: BinaryIO) -> None:
-    """Show what FILE would change: fields, and the machines under limits that change."""
+    """Show what FILE would change: which fields, for which machines, and what would be another at once."""
     from rebootd.core.operations_policy import PolicyDiff
 
     ctl.show(ctl.client.ask("POST", "/v1/policy/diff", file.read()), PolicyDiff, _diff)
@@ -61,14 +61,24 @@ def _diff(d: PolicyDiff) -> Iterator[RenderableType]:
         return
     rows = [(f.field, (f.old or "-", "red"), (f.new or "-", "green")) for f in d.fields]
     yield table(("field", "now", "then"), rows)
-    for limit in d.limits:
-        some = ", ".join(limit.examples) + (" ..." if limit.machines > len(limit.examples) else "")
-        yield text(f"limit {limit.limit} concerns {limit.machines} machines{f': {some}' if some else ''}")
-    for concern in d.concerns:
-        some = ", ".join(concern.examples) + (" ..." if concern.machines > len(concern.examples) else "")
-        yield text(f"{concern.what} concerns {concern.machines} machines{f': {some}' if some else ''}")
+    yield text("")
+    concerned = [*(_row(_limit(x), x.machines, x.examples) for x in d.limits)]
+    concerned += [_row(x.what, x.machines, x.examples) for x in d.concerns]
+    if concerned:
+        yield table(("concerned", "machines", "such as"), concerned)
     if d.fleet_wide:
-        yield text(("the other fields concern" if d.limits or d.concerns else "this concerns") + " every machine")
+        yield text(("the other fields concern" if concerned else "this concerns") + " every machine")
+    elif not concerned:
+        yield text("no machine is concerned, as the fleet is")
+
+
+def _limit(x: LimitChange) -> str:
+    told = f"limit {x.limit}: {x.new or 'none any more'}"
+    return f"{told} (until now {x.old})" if x.old else told
+
+
+def _row(what: str, machines: int, examples: tuple[str, ...]) -> tuple[str, str, str]:
+    return what, str(machines), ", ".join(examples) + (" ..." if machines > len(examples) else "")
 
 
 @policy.command(example="rebootctl policy apply policy.yaml --reason 'two racks at once'")

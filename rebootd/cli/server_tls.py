@@ -15,7 +15,7 @@ from rebootd.api.people import ConsulPeople
 from rebootd.consul.http import Http
 from rebootd.core.errors import InvalidInput
 from rebootd.tls.follow import ServerTls
-from rebootd.tls.listener import PEER, observe
+from rebootd.tls.listener import LEFT, PEER, observe
 
 if TYPE_CHECKING:
     import ssl
@@ -99,6 +99,9 @@ class Protection:
 
     def _refused(self, why: str) -> None:
         self._failed.labels(why).inc()
+        if why == LEFT:
+            # Load balancers look so whether the port is open, every few seconds.
+            return
         now = asyncio.get_running_loop().time()
         told, left_out = self._told.get(why, (-TELL_EVERY, 0))
         if now - told < TELL_EVERY:
@@ -116,7 +119,7 @@ def failed_handshakes(registry: CollectorRegistry) -> Counter:
     """The metric of connections that never came to a request."""
     return Counter(
         "rebootd_tls_handshakes_failed_total",
-        "Connections that were refused before any request, by reason.",
+        "Connections that came to nothing before any request, by reason.",
         ["reason"],
         registry=registry,
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from rebootd.core.audit import Asked, Head
     from rebootd.core.decision import Change, Decision
+    from rebootd.core.fleetlock_record import Call, Word
     from rebootd.core.forecast import Estimate, Forecast
     from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
@@ -41,6 +42,18 @@ class AuditState(Protocol):
         ...
 
 
+class Clients(Protocol):
+    """Where FleetLock clients ask. Both methods may raise ``NotLeader``."""
+
+    async def machine(self, client: str) -> str:
+        """The machine that the client's id stands for. Raises ``Refused``."""
+        ...
+
+    async def ask(self, name: str, call: Call) -> Word:
+        """What the machine's client is answered, within seconds."""
+        ...
+
+
 class Desk(Protocol):
     """The present leader, as its HTTP routes see it. Every method may raise ``NotLeader``."""
 
@@ -49,6 +62,11 @@ class Desk(Protocol):
     @property
     def audit(self) -> AuditState:
         """Where the audit chain stands."""
+        ...
+
+    @property
+    def clients(self) -> Clients:
+        """Where FleetLock clients ask."""
         ...
 
     def snapshot(self) -> Snapshot:

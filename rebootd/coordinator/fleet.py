@@ -15,6 +15,7 @@ from rebootd.coordinator.rack_book import RackBook
 from rebootd.coordinator.records import T, checked, decode, halt_of
 from rebootd.core.durations import Durations
 from rebootd.core.errors import InvalidInput
+from rebootd.core.fleetlock import voices
 from rebootd.core.inputs import rack_name
 from rebootd.core.model import (
     Aside,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from rebootd.coordinator.records import Keys
     from rebootd.core.gates import Held, Reading
-    from rebootd.core.model import RackLock
+    from rebootd.core.model import Call, RackLock
     from rebootd.core.nomad import NomadSight
     from rebootd.core.policy import Policy
     from rebootd.core.wire import PermitRequest, Report
@@ -66,6 +67,8 @@ class Fleet:
         self.asides: dict[str, Aside] = {}
         self.observed: dict[str, Observation] = {}
         self.asking: dict[str, PermitRequest] = {}
+        self.calls: dict[str, Call] = {}
+        """What FleetLock clients ask now, by machine."""
         self.conflicts: dict[str, str] = {}
         self.catalog: dict[str, str] = {}
         self.faults: dict[str, str] = {}
@@ -252,22 +255,25 @@ class Fleet:
 
     # --- what the catalog says -----------------------------------------------------------
 
-    def catalog_read(self, nodes: Iterable[Node], now: float) -> None:
+    def catalog_read(self, nodes: Iterable[Node], now: float) -> bool:
         """Takes over the catalog's nodes: their racks, their addresses, and which machines it no longer has.
 
+        True if it has other machines than before.
+
         A catalog that lacks most machines is one that cannot be read as it should (rights, a lost datacenter): nobody
-        is gone for that.
+        is gone for that, and nobody goes out.
         """
         nodes = list(nodes)
         self.catalog = {n.name: rack_name(n.meta.get("rack", "")) for n in nodes}
         self.addresses = {n.address: n.name for n in nodes if n.address}
         missing = [name for name in self.machines if name not in self.catalog]
         if len(missing) * 2 > len(self.machines) and len(missing) > 1:
-            self.alarms["catalog"] = f"Consul's catalog lacks {len(missing)} of {len(self.machines)} machines"
+            self.faults["catalog lacks"] = f"Consul's catalog lacks {len(missing)} of {len(self.machines)} machines"
             self.gone = {}
-            return
-        self.alarms.pop("catalog", None)
-        self.gone = {name: self.gone.get(name, now) for name in missing}
+            return True
+        before, known = self.gone, self.faults.pop("catalog lacks", None) is None
+        self.gone = {name: before.get(name, now) for name in missing}
+        return not known or before.keys() != self.gone.keys()
 
     def refused(self, name: str, refusal: Refusal | None) -> None:
         """Keeps why a machine's last request for a permit was refused; None: it was granted."""
@@ -330,7 +336,9 @@ class Fleet:
             epoch=epoch,
             policy=self.policy,
             machines=dict(self.machines),
-            observed=dict(self.observed),
+            observed=self.observed
+            | dict(voices(self.machines, self.calls, self.node_meta, self.gone, self.policy, now)),
+            calls=dict(self.calls),
             cycles=dict(self.cycles),
             machine_holds=dict(self.machine_holds),
             rack_holds=dict(self.rack_holds),

@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 CATALOG_EVERY = 30.0
 """Seconds between two looks at the catalog's nodes (their racks)."""
+CATALOG_AGAIN = 2.0
+"""Seconds after a look that failed."""
+CATALOG = "catalog"
 WATCH_WAIT = 30.0
 WATCH_PAUSE = 0.2
 """Seconds after a watch that brought nothing; permits and drains check halt, policy and holds when they commit."""
@@ -99,23 +102,29 @@ class Follower:
 
     async def _catalog(self) -> None:
         while True:
-            await asyncio.sleep(CATALOG_EVERY)
+            await asyncio.sleep(CATALOG_EVERY if CATALOG not in self._fleet.faults else CATALOG_AGAIN)
             await self.look_up()
             for name in list(self._fleet.asides):
                 # Somebody may have put the record right.
                 await self.read_again(self._keys.machine(name))
 
-    async def look_up(self, *, force: bool = False) -> None:
-        """Learns the catalog's nodes and their racks."""
+    async def look_up(self, *, force: bool = False) -> bool:
+        """Learns the catalog's nodes and their racks; whether they could be read."""
         try:
             nodes = await self._store.nodes()
         except StoreError as error:
             log.warning("catalog-unreachable", error=str(error))
             if force and not self._fleet.catalog:
                 raise
-            return
-        self._fleet.catalog_read(nodes, self._wall())
+            # Who left it meanwhile would count as available: what is unknown is not safe.
+            self._fleet.faults[CATALOG] = f"Consul's catalog cannot be read: {error}"
+            self._dirty.set()
+            return False
+        news = self._fleet.catalog_read(nodes, self._wall())
         self._fleet.node_meta = {n.name: n.meta for n in nodes}
+        if self._fleet.faults.pop(CATALOG, None) is not None or news:
+            self._dirty.set()
+        return True
 
     @retry(
         retry=retry_if_exception_type(Unreachable), wait=wait_random_exponential(multiplier=0.1, max=2.0), reraise=True

@@ -42,12 +42,16 @@ class History:
         """A step of a machine has landed."""
         self._fleet.durations = seen(self._fleet.durations, before, events, self._fleet.policy)
 
+    def ripe(self, now: float) -> bool:
+        """Whether it is time to write what was learnt."""
+        new = self._fleet.durations.samples - self._written
+        return new >= EVERY_SAMPLES or (new > 0 and now - self._at >= EVERY_SECONDS)
+
     def due(self, now: float, epoch: int) -> list[Work]:
         """The write of what was learnt, if it is time for it."""
-        durations: Durations = self._fleet.durations
-        new = durations.samples - self._written
-        if new <= 0 or (new < EVERY_SAMPLES and now - self._at < EVERY_SECONDS):
+        if not self.ripe(now):
             return []
+        durations: Durations = self._fleet.durations
         # One that is refused is not tried again at once: the next will say the same and more.
         self._written, self._at = durations.samples, now
         key = self._fleet.keys.durations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,12 @@ from rebootd.coordinator.changes import Changes
 from rebootd.coordinator.clock import LeaderClock
 from rebootd.coordinator.epoch import raise_epoch
 from rebootd.coordinator.fleet import Fleet
+from rebootd.coordinator.fleetlock import Clients
 from rebootd.coordinator.follow import Follower
 from rebootd.coordinator.forecasts import Forecasts
 from rebootd.coordinator.history import History
 from rebootd.coordinator.locks import RackLocks
+from rebootd.coordinator.lull import Lull
 from rebootd.coordinator.reception import Reception
 from rebootd.coordinator.records import Keys
 from rebootd.coordinator.ring import Ring
@@ -33,6 +36,7 @@ from rebootd.core.again import leads_on
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision
 from rebootd.core.errors import RebootdError, first_of
+from rebootd.core.wake import idle
 from rebootd.store.writer import Blocked, Committed, Dropped, FencedWriter, Step
 
 if TYPE_CHECKING:
@@ -100,6 +104,7 @@ class Leader:
         self.forecasts = Forecasts(self.snapshot, self.apply)
         self._waiting = Waiting()
         self._dirty = asyncio.Event()
+        self._lull = Lull()
         self._vain = 0
         self._decision = Decision()
         self._since = 0.0
@@ -117,25 +122,14 @@ class Leader:
         )
         self._locks = RackLocks(store, self.fleet, f"{settings.prefix}racks", settings.lock_node, new_id)
         self._follower = Follower(store, self.fleet, self._locks, self._dirty, wall=self._clock)
-        self.reception = Reception(
-            self.fleet,
-            self._waiting,
-            self._dirty,
-            metrics,
-            wall=self._clock,
-            note=self._note,
-            look_up=self._follower.look_up,
-        )
+        look_up, dirty, clock, note = self._follower.look_up, self._dirty, self._clock, self._note
+        self.reception = Reception(self.fleet, self._waiting, dirty, metrics, wall=clock, note=note, look_up=look_up)
         self._rooms = Rooms(
-            self.fleet,
-            leadership,
-            self._dirty,
-            wall=self._clock,
-            note=self._note,
-            apply=self.apply,
-            means=means,
+            self.fleet, leadership, dirty, wall=clock, note=note, apply=self.apply, look_up=look_up, means=means
         )
         self.reception.before_drain = self._rooms.before_drain
+        self.clients = Clients(self.fleet, self._waiting, self._dirty, self.reception, self.decision, leadership)
+        self.reception.remarked = self._lull.end
 
     # --- the scope -----------------------------------------------------------------------
 
@@ -191,32 +185,41 @@ class Leader:
 
     async def _ticks(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.tick):
                     await self._dirty.wait()
-            except TimeoutError:
-                pass
             if self._vain > VAIN:
                 # What is refused again and again must not become a storm of writes.
                 await asyncio.sleep(self._settings.tick)
+            called = self._dirty.is_set()
             self._dirty.clear()
             self._waiting.begin_tick()
             left: frozenset[str] = frozenset()
             try:
                 await self._locks.prepare()
                 await self._changes.run()
-                left = await self._tick()
+                if called or not self._calm():
+                    left = await self._tick()
             finally:
                 self._waiting.end_tick(left)
 
-    async def _tick(self) -> frozenset[str]:
-        """Decides and commits. Returns the machines whose steps are left to the next tick."""
+    def _look(self) -> None:
+        """What each tick looks at, whether it decides or not."""
         self.reception.offsets = self._clock.look(self.reception.offsets, self.fleet)
         if asyncio.get_running_loop().time() - self._denied_at > DENIED_RETRY:
             # The fault keeps everything in, so nothing but another attempt can show that it is over.
             self.fleet.faults.pop("denied", None)
-        snapshot = self.snapshot()
-        loop = asyncio.get_running_loop()
+
+    def _calm(self) -> bool:
+        """Whether nothing is to be decided or written now: nobody has called, and time has changed nothing."""
+        self._look()
+        owed = self._history.ripe(self._clock()) or (self._clock.trusted and bool(self.fleet.ahead))
+        return not owed and self._lull.lasts(self.snapshot())
+
+    async def _tick(self) -> frozenset[str]:
+        """Decides and commits. Returns the machines whose steps are left to the next tick."""
+        self._look()
+        snapshot, loop = self.snapshot(), asyncio.get_running_loop()
         began = loop.time()
         decision = decide(snapshot)
         # The steps are only needed here; kept until the next decision, those of a power loss would be there twice.
@@ -232,6 +235,7 @@ class Leader:
         self.reception.answer_permits(snapshot, decision, dropped)
         self._rooms.landed(decision)
         self._vain = self._vain + 1 if tried and len(dropped) == len(tried) else 0
+        self._lull.judged(snapshot, idle=idle(decision) and not tried)
         left = frozenset(steps.difference(tried))
         if left or (len(dropped) < len(tried) and leads_on(decision)):
             # What landed may have made room: look again at once.
@@ -339,12 +343,9 @@ class Leader:
 
     def snapshot(self) -> Snapshot:
         """The fleet as the leader holds it now."""
+        clock, node = self._clock, self._settings.node
         return self.fleet.snapshot(
-            now=self._clock(),
-            epoch=self.epoch,
-            leading_since=self._since,
-            clock_skew=self._clock.skew,
-            leader_node=self._settings.node,
+            now=clock(), epoch=self.epoch, leading_since=self._since, clock_skew=clock.skew, leader_node=node
         )
 
     def decision(self) -> Decision:
@@ -370,10 +371,7 @@ class Leader:
 
     def report(self, report: Report) -> Coroutine[object, object, Answer]:
         """Takes a report and waits as it asks."""
-        return self.reception.report(report, self._decision_now, self._leadership)
-
-    def _decision_now(self) -> Decision:
-        return self._decision
+        return self.reception.report(report, self.decision, self._leadership)
 
     async def permit(self, request: PermitRequest) -> PermitAnswer:
         """Judges and commits a permit."""

@@ -46,7 +46,7 @@ class Reception:
         *,
         wall: Callable[[], float],
         note: Callable[[Event], None],
-        look_up: Callable[[], Awaitable[None]],
+        look_up: Callable[[], Awaitable[object]],
     ) -> None:
         self.epoch = 0
         self.offsets: dict[str, float] = {}
@@ -60,6 +60,8 @@ class Reception:
         self._looked_up = 0.0
         self._looking = asyncio.Lock()
         self.before_drain: Callable[[str], Awaitable[None]] = _at_once
+        self.remarked: Callable[[], None] = lambda: None
+        """Told of what the next tick is to decide on, though none begins for it."""
         self._closed = False
         self._asked: dict[str, asyncio.Future[PermitAnswer]] = {}
         self._double: dict[str, float] = {}
@@ -77,12 +79,12 @@ class Reception:
 
     async def report(self, report: Report, decision: Callable[[], Decision], leadership: Leadership) -> Answer:
         """Takes a report, waits as it asks, and says what the machine is to do now."""
-        self._require(leadership)
+        self.require(leadership)
         name = report.name
         rack = self._fleet.catalog.get(name)
         if rack is None:
             rack = await self._catalog_rack(name)
-            self._require(leadership)
+            self.require(leadership)
         # The catalog's node meta wins over what the agent believes.
         rack = rack or rack_name(report.rack)
         if rack != report.rack:
@@ -97,6 +99,8 @@ class Reception:
             report = _shared(report, machine)
         # What was said before has been judged, or is about to be.
         news = not idle and not self._known(machine, report)
+        if not news:
+            self._remark(report, now)
         self._fleet.hear(report, now)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(report.wait, longest_wait(machine))
@@ -114,13 +118,19 @@ class Reception:
         machine = self._fleet.machines.get(name)
         if machine is not None and machine.state is State.DRAINING:
             await self.before_drain(name)
-        self._require(leadership)
+        self.require(leadership)
         return self._answer(report, decision())
 
     def _known(self, machine: Machine | None, report: Report) -> bool:
         before = self._fleet.observed.get(report.name)
         out = machine is not None and machine.state is not State.IN_SERVICE
         return out and before is not None and repeated(before.report, report)
+
+    def _remark(self, report: Report, now: float) -> None:
+        """What no decision is made for at once may still matter to the next: who calls again, and has heard what."""
+        before = self._fleet.observed.get(report.name)
+        if before is None or now - before.at > self._fleet.policy.unreachable_after or replace(report, clock=before.report.clock, wait=before.report.wait) != before.report:
+            self.remarked()
 
     def _answer(self, report: Report, decision: Decision) -> Answer:
         name = report.name
@@ -150,24 +160,26 @@ class Reception:
     def _held(self, machine: Machine) -> bool:
         return machine.name in self._fleet.machine_holds or machine.rack in self._fleet.rack_holds
 
-    def _require(self, leadership: Leadership) -> None:
+    def require(self, leadership: Leadership) -> None:
         """Nothing is said by a leader that cannot be sure it still leads."""
         if self._closed or not leadership.may_speak():
             raise NotLeader("this daemon does not lead, or cannot be sure that it does")
 
     async def _catalog_rack(self, name: str) -> str:
-        async with self._looking:
-            loop = asyncio.get_running_loop()
-            if name not in self._fleet.catalog and (
-                not self._looked_up or loop.time() - self._looked_up >= LOOK_UP_EVERY
-            ):
-                await self._look_up()
-                self._looked_up = loop.time()
+        await self.look_for(lambda: name in self._fleet.catalog)
         rack = self._fleet.catalog.get(name)
         if rack is None:
             self._metrics.refused.labels("unknown node").inc()
             raise Refused(f"{name} is not a node of the Consul catalog")
         return rack
+
+    async def look_for(self, known: Callable[[], bool]) -> None:
+        """Looks at the catalog again if it is not ``known`` what is there, and the last such look was not just now."""
+        async with self._looking:
+            loop = asyncio.get_running_loop()
+            if not known() and (not self._looked_up or loop.time() - self._looked_up >= LOOK_UP_EVERY):
+                await self._look_up()
+                self._looked_up = loop.time()
 
     def _accept(self, name: str, machine_id: str, boot_id: str) -> None:
         """Refuses a boot_id of the past, and both of two machines that share a name."""
@@ -213,7 +225,7 @@ class Reception:
 
     async def permit(self, request: PermitRequest, leadership: Leadership) -> PermitAnswer:
         """Puts the request before the next decision, and answers when its outcome is in the store."""
-        self._require(leadership)
+        self.require(leadership)
         machine = self._fleet.machines.get(request.name)
         if machine is not None and (0 < self.epoch < request.epoch):
             self._refuse(machine, "newer epoch", f"{request.name} has seen epoch {request.epoch}, ours is {self.epoch}")
@@ -231,7 +243,7 @@ class Reception:
                 del self._asked[request.name]
                 self._fleet.asking.pop(request.name, None)
         # Committed or not, only a leader may say so: else the machine asks again, with the same nonce.
-        self._require(leadership)
+        self.require(leadership)
         self._metrics.permits.labels("yes" if answer.granted else "no").inc()
         return answer
 

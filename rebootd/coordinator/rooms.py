@@ -15,7 +15,7 @@ from rebootd.coordinator.silences import SilenceRoom
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from rebootd.consul.leadership import Leadership
     from rebootd.coordinator.drains.nomad_api import NomadApi
@@ -62,12 +62,13 @@ class Rooms:
         wall: Callable[[], float],
         note: Callable[[Event], None],
         apply: Apply,
+        look_up: Callable[[], Awaitable[bool]],
         means: Means,
     ) -> None:
         sight, restarter, nomad, peers, alerts = means
         self._leadership = leadership
         self._keeper = GateKeeper(fleet, sight, dirty, wall=wall, note=note)
-        self._health = HealthWatch(fleet, sight, dirty, wall) if sight is not None else None
+        self._health = HealthWatch(fleet, sight, dirty, wall, look_up) if sight is not None else None
         fleet.can_power = restarter is not None
         self._power = PowerRoom(fleet, leadership, restarter, wall=wall, apply=apply) if restarter is not None else None
         self._nomad = NomadRoom(fleet, nomad, leadership, dirty, wall=wall) if nomad is not None else None

@@ -12,6 +12,7 @@ from rebootd.core.decision import Guard, Lane, MachineStep
 from rebootd.core.emergency import emergency_note
 from rebootd.core.explain import explain
 from rebootd.core.failures import held_back, needs_person
+from rebootd.core.fleetlock import unasked
 from rebootd.core.model import Blocker, Cycle, CycleState, State
 from rebootd.core.own import own_blockers
 from rebootd.core.own_host import hands_over
@@ -173,7 +174,7 @@ def finished(cycle: Cycle, machines: Iterable[Machine], policy: Policy) -> dict[
     """The totals of a cycle for which nothing is left to do, or None while something is.
 
     Held, quarantined and rackless machines, and those that a reboot would not help, are not waited for: they
-    need a person, and every cycle must end (L1).
+    need a person, and every cycle must end (L1). Nor are those whose FleetLock clients do not ask for a reboot.
     """
     if cycle.standing:
         return None
@@ -187,7 +188,7 @@ def finished(cycle: Cycle, machines: Iterable[Machine], policy: Policy) -> dict[
         totals["selected"] += 1
         word = outcome.partition(":")[0]
         if not word:
-            stuck = not m.rack or m.state in {State.HELD, State.QUARANTINED} or needs_person(m, policy)
+            stuck = not m.rack or m.state in {State.HELD, State.QUARANTINED} or needs_person(m, policy) or unasked(m)
             if not stuck and not at_target(cycle, m):
                 return None
             word = "skipped"

@@ -60,5 +60,5 @@ def limit_blocker(tally: Tally) -> Blocker:
         kind="limit",
         what=f"{tally.sentence()}{never}",
         since=tally.since(),
-        clears="machines coming back, or an operator: rebootctl policy apply" if never else "machines coming back",
+        clears="an operator: rebootctl policy apply" if never else "machines coming back",
     )

@@ -95,7 +95,8 @@ def _settled(
     for machine in view.roll.others:
         name = machine.name
         seen = observed.get(name)
-        if machine.state is State.IN_SERVICE and (seen is None or quiet(machine, seen.report)):
+        silent = seen is None or (name not in snapshot.calls and quiet(machine, seen.report))
+        if silent and machine.state is State.IN_SERVICE:
             continue
         if name in snapshot.asking:
             asking.append((machine, seen))

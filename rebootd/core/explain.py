@@ -164,7 +164,9 @@ class _Told:
             or m.retry is not None
             or m.name in snapshot.conflicts
             or m.name in snapshot.failing
+            or m.name in snapshot.gone
             or m.nomad is not None
+            or m.fleetlock is not None
             or concerned_by(snapshot.policy, m)
             or (self._tripped is not None and self._tripped(m))
             or seen is None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from rebootd.core.fleetlock import not_asked, unasked
 from rebootd.core.model import Blocker, Retry, State
 from rebootd.core.policy_failures import KEPT_BOOTS
 from rebootd.core.wire import Tri
@@ -111,6 +112,8 @@ def held_back(view: View, machine: Machine, cycle: Cycle | None) -> tuple[Blocke
     out = [] if waiting is None else [waiting]
     if cycle is None:
         return tuple(out)
+    if unasked(machine):
+        out.append(not_asked(machine))
     if needs_person(machine, view.snapshot.policy):
         by_hand = machine.flag.startswith(UNDONE)
         out.append(

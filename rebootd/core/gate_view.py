@@ -120,6 +120,9 @@ class _Judged:
         """Whether no machine at all can be blocked by it, told without asking for each."""
         if self._judge("").word is not Word.PASS:
             return False
+        # All servers are well, then: what is said of one that leaves is said of each.
+        if self._members and self._judge(next(iter(self._members))).word is not Word.PASS:
+            return False
         # Who is away takes nothing along any more: only one in service can be the heaviest loss.
         here = (item for item in self._passing.items() if item[0] not in self._away)
         heaviest = max(here, key=lambda item: item[1], default=("", 0))[0]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from rebootd.core.amounts import Amount
 from rebootd.core.inputs import format_duration
 from rebootd.core.policy_gates import ConsulQuorum, ConsulService, Gate, NoAlerts, NomadQuorum, PrometheusQuery
 from rebootd.core.selector_hints import unmatched
@@ -217,14 +218,18 @@ def _some(items: list[str]) -> str:
 
 
 def check_gates(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
-    """Warnings about gates that cover nobody in the fleet as it is, each with its field."""
+    """Warnings about gates that cover nobody in the fleet as it is, and ones that never pass, each with its field."""
     if not snapshot.machines:
         return ()
-    return tuple(
-        f"gates[{index}].covers: {said}, so {gate.name} holds nobody back"
-        for index, gate in enumerate(policy.gates)
-        if gate.covers is not None and (said := unmatched(snapshot, gate.covers))
-    )
+    out = []
+    for index, gate in enumerate(policy.gates):
+        said = unmatched(snapshot, gate.covers) if gate.covers is not None else ""
+        if said:
+            out.append(f"gates[{index}].covers: {said}, so {gate.name} holds nobody back")
+        if isinstance(gate.test, ConsulService) and gate.test.minimum == Amount(100, percent=True):
+            never = f"no machine that runs an instance of {gate.test.service} goes out of service by rebootd"
+            out.append(f"gates[{index}].minimum: 100% means never: {never}")
+    return tuple(out)
 
 
 def overdue(snapshot: Snapshot) -> dict[str, float]:

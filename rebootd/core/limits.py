@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 NAMED = 5
 """How many machines a sentence names before it says "and N more"."""
 
+GONE = "Consul's catalog does not have it"
+"""Why a machine that reports all the same counts as unavailable: nobody who asks Consul finds it, and whoever removed
+it may count on the others. Autopilot takes a dead server out of raft and of the catalog [measured, Consul 1.8.7]: two
+of three servers are then "healthy", and none of them may fail."""
+
 
 def unheard(snapshot: Snapshot, name: str) -> bool:
     """Whether the machine has not been heard of by this leader, or not for too long."""
@@ -30,12 +35,13 @@ def unheard(snapshot: Snapshot, name: str) -> bool:
 
 
 def available(snapshot: Snapshot, machine: Machine) -> bool:
-    """In service by its record, heard of lately, and nobody else reports under its name."""
+    """In service by its record, heard of lately, well and known in Consul, and nobody else reports under its name."""
     return (
         machine.state is State.IN_SERVICE
         and not unheard(snapshot, machine.name)
         and machine.name not in snapshot.conflicts
         and machine.name not in snapshot.failing
+        and machine.name not in snapshot.gone
     )
 
 
@@ -62,8 +68,9 @@ def _lost_since(snapshot: Snapshot, machine: Machine, seen: Observation | None) 
         return machine.since
     if seen is None:
         return snapshot.leading_since
+    known = [at for lost in (snapshot.failing_since, snapshot.gone) if (at := lost.get(machine.name)) is not None]
     # A forecast has agents call for ever: that is no time, and no JSON.
-    return snapshot.failing_since.get(machine.name, min(seen.at, snapshot.now))
+    return min(known) if known else min(seen.at, snapshot.now)
 
 
 class Tally:
@@ -138,11 +145,12 @@ class Capacity:
         self._count_machines(roll or Roll(snapshot))
         self._count_strangers()
         self._count_locks()
+        why = dict.fromkeys(snapshot.gone, GONE) | dict(snapshot.failing)
         for amount, tally in (
             *((snapshot.policy.rack_unavailable, tally) for tally in self.racks.values()),
             *((x.max, tally) for x, (_, tally) in zip(snapshot.policy.limits, self.limits, strict=True)),
         ):
-            tally.why = snapshot.failing
+            tally.why = why
             tally.close(amount, snapshot.leading_since)
 
     def _count_machines(self, roll: Roll) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from rebootd.core.fleetlock_record import Call, FleetLock
 from rebootd.core.nomad import NomadDrain
 from rebootd.core.power_record import PowerCycle, PowerState
 from rebootd.core.wire import CheckResult, PermitRequest, Report, Tri
@@ -76,7 +77,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     ``turned_back`` counts how often in a row a gate brought it back undone, at ``turned_back_at`` for the last time.
     ``announced`` tells that a shutdown by somebody else's hand is coming: the next boot is no crash. ``nomad`` is what
     its Nomad client was before our drain, until it is so again. ``method`` is how it is to reboot (``""``: as its host
-    is set up to).
+    is set up to). ``fleetlock`` is what asks for its reboots in the place of an agent (None: it has an agent).
     """
 
     name: str
@@ -113,6 +114,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     announced: bool = False
     nomad: NomadDrain | None = None
     method: str = ""
+    fleetlock: FleetLock | None = None
 
 
 class CycleState(StrEnum):
@@ -273,7 +275,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     those that its catalog no longer has to since when. ``nomad`` is what this leader knows of Nomad (None: it was
     given none), ``fleet`` the prefix that tells this fleet's drains there from others'. ``successors`` are machines
     with another daemon that could lead (None: nobody has looked yet). ``expected`` maps machines that its catalog
-    has, and no record is of, to their racks.
+    has, and no record is of, to their racks. ``calls`` are the requests of FleetLock clients that wait, by machine.
     """
 
     now: float
@@ -311,6 +313,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     nomad: NomadSight | None = None
     fleet: str = "rebootd/"
     successors: frozenset[str] | None = frozenset()
+    calls: Mapping[str, Call] = {}
 
 
 class Blocker(msgspec.Struct, frozen=True):
@@ -319,7 +322,7 @@ class Blocker(msgspec.Struct, frozen=True):
     ``kind`` is a short stable word (``window``, ``halt``, ``limit``, ``racks``, ``rack-lock``,
     ``hold``, ``unseen``, ``settle``, ``clock``, ``no-rack``, ``conflict``, ``aside``, ``agent``,
     ``soak``, ``cycle``, ``store``, ``quarantine``, ``permit``, ``gate``,
-    ``quorum``, ``failing``, ...) for metrics and filters.
+    ``quorum``, ``failing``, ``fleetlock``, ...) for metrics and filters.
     """
 
     kind: str
@@ -355,10 +358,12 @@ __all__ = [
     "SUPERSEDED_BOOTS",
     "Aside",
     "Blocker",
+    "Call",
     "CheckResult",
     "Cycle",
     "CycleState",
     "Event",
+    "FleetLock",
     "Halt",
     "Hold",
     "Machine",

@@ -259,7 +259,13 @@ def forget(snapshot: Snapshot, machine: str, because: Because, *, force: bool = 
 
 
 def _silent(snapshot: Snapshot, machine: str) -> bool:
-    """Not heard of for so long that it counts as unreachable, by a leader that waited that long."""
+    """Not heard of for so long that it counts as unreachable, by a leader that waited that long.
+
+    A FleetLock client is silent most of the time: it is gone when it has not called for as long as a wish lasts.
+    """
+    client = record.fleetlock if (record := snapshot.machines.get(machine)) is not None else None
+    if client is not None and machine not in snapshot.calls:
+        return snapshot.now - client.called > snapshot.policy.fleetlock.wish
     if machine in snapshot.observed:
         return unheard(snapshot, machine)
     return snapshot.now - snapshot.leading_since > snapshot.policy.unreachable_after

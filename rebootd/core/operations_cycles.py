@@ -12,6 +12,7 @@ from rebootd.core.amounts import parse_amount
 from rebootd.core.decision import Change, RecordWrite
 from rebootd.core.emergency import check_emergency, emergency_note
 from rebootd.core.errors import InvalidInput, NotFound, Refused
+from rebootd.core.fleetlock_record import CYCLE as FLEETLOCK
 from rebootd.core.inputs import parse_name
 from rebootd.core.model import Cycle, CycleState, State
 from rebootd.core.operations import audit
@@ -111,7 +112,8 @@ def start_cycle(
         raise InvalidInput("method", method, f"a method that starts a kernel, since the target is {target.strip()}")
     matches = parse_selector(selector, "selector").matches
     used = snapshot.cycles.get(cycle_id)
-    if snapshot.policy.standing.enabled and cycle_id == snapshot.policy.standing.id:
+    policy = snapshot.policy
+    if (policy.standing.enabled and cycle_id == policy.standing.id) or cycle_id == FLEETLOCK:
         raise Refused(f"the id {cycle_id} is that of the policy's standing cycle; choose another")
     if used is not None:
         raise Refused(f"the id {cycle_id} is in use by a cycle that is {used.state.value}; choose another")
@@ -164,7 +166,8 @@ def move_cycle(snapshot: Snapshot, verb: str, cycle_id: str, because: Because) -
     if cycle.state not in legal:
         raise Refused(f"cycle {cycle_id} is {cycle.state.value}; to {verb} it, it must be {' or '.join(sorted(legal))}")
     if cycle.standing and verb == "cancel":
-        raise Refused(f"{cycle_id} is the policy's standing cycle: pause it, or set standing.enabled: false")
+        field = "fleetlock.enabled" if cycle_id == FLEETLOCK else "standing.enabled"
+        raise Refused(f"{cycle_id} is the policy's standing cycle: pause it, or set {field}: false")
     after = replace(
         cycle,
         state=to,
@@ -200,5 +203,5 @@ def _write(cycle: Cycle) -> RecordWrite:
 
 
 def _selectable(snapshot: Snapshot, selector: str) -> str:
-    said = hints(snapshot, selector)
+    said = hints(snapshot, parse_selector(selector))
     return f"a selector that matches a machine ({said}); allow_empty starts the cycle all the same"

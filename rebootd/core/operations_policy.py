@@ -5,18 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from rebootd.core.decision import Change, RecordWrite
 from rebootd.core.gates import check_gates
+from rebootd.core.limits import available
 from rebootd.core.operations import audit
 from rebootd.core.pace_check import check_pace
 from rebootd.core.policy import diff_policies, parse_policy
-from rebootd.core.policy_check import Concern, check_limits, concerns
+from rebootd.core.policy_check import check_limits
+from rebootd.core.policy_concerns import BY_MACHINE, EXAMPLES, Concern, concerns
 from rebootd.core.quorums import check_quorums
 
 if TYPE_CHECKING:
-    from rebootd.core.model import Snapshot
+    from collections.abc import Iterator
+
+    from rebootd.core.model import Machine, Snapshot
     from rebootd.core.operations_inputs import Because
+    from rebootd.core.policy import Limit, Policy
 
 POLICY_KEY = "policy"
 
@@ -30,20 +36,25 @@ class FieldChange(msgspec.Struct, frozen=True):
 
 
 class LimitChange(msgspec.Struct, frozen=True):
-    """A limit whose members or maximum differ: how many machines it concerns, and some of them."""
+    """A limit whose members or maximum differ: how many machines it concerns, by the old or the new.
+
+    ``examples`` are some of them, ``names`` all (none in the answer to an apply).
+    """
 
     limit: str
     old: str
     new: str
     machines: int
     examples: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class PolicyDiff(msgspec.Struct, frozen=True):
-    """What a policy would change: the fields, and the machines under limits that change.
+    """What a policy would change: the fields, and for which machines.
 
     ``fleet_wide`` tells whether a field changes that concerns every machine. ``warnings`` name a field each, which is
-    accepted but hardly meant so. ``concerns`` are changed gates, quorum groups and standing cycles with their machines.
+    accepted but hardly meant so. ``limits`` and ``concerns`` name machines: those under limits, gates and quorum groups
+    that change, those that get another wave, window, drain or method, and those for which something is another at once.
     """
 
     fields: tuple[FieldChange, ...] = ()
@@ -54,39 +65,70 @@ class PolicyDiff(msgspec.Struct, frozen=True):
 
 
 def diff_policy(snapshot: Snapshot, text: str) -> PolicyDiff:
-    """What ``text`` (YAML) would change. Raises InvalidInput as :func:`parse_policy` does, and for quorum groups that
-    could never lose a member in the fleet as it is.
+    """What ``text`` (YAML) would change.
+
+    Raises InvalidInput as :func:`parse_policy` does, and for quorum groups that could never lose a member in the fleet
+    as it is.
     """
     old, new = snapshot.policy, parse_policy(text)
     fields = tuple(FieldChange(c.field, c.old, c.new) for c in diff_policies(old, new))
-    before = {x.name: x for x in old.limits}
-    after = {x.name: x for x in new.limits}
-    limits = []
-    for limit in sorted(before.keys() | after.keys()):
-        was, will = before.get(limit), after.get(limit)
-        if was == will:
-            continue
-        names = sorted(
-            m.name
-            for m in snapshot.machines.values()
-            if (was is not None and was.selector.matches(m)) or (will is not None and will.selector.matches(m))
-        )
-        said = [f"at most {x.max} of {x.selector}" if x is not None else "" for x in (was, will)]
-        limits.append(LimitChange(limit, said[0], said[1], len(names), tuple(names[:5])))
-    fleet_wide = any(not f.field.startswith(("limits", "gates", "quorums", "standing")) for f in fields)
-    warnings = (
+    fleet_wide = any(not f.field.startswith(BY_MACHINE) for f in fields)
+    warnings = _checked(new, snapshot)
+    if not fields:
+        return PolicyDiff(warnings=warnings)
+    limits = tuple(_limits(old, new, snapshot))
+    return PolicyDiff(fields, limits, fleet_wide, warnings, tuple(concerns(old, new, snapshot)))
+
+
+def without_names(diff: PolicyDiff) -> PolicyDiff:
+    """The same with examples alone: what has been applied is not looked through."""
+    return replace(
+        diff,
+        limits=tuple(replace(x, names=()) for x in diff.limits),
+        concerns=tuple(replace(x, names=()) for x in diff.concerns),
+    )
+
+
+def _checked(new: Policy, snapshot: Snapshot) -> tuple[str, ...]:
+    return (
         *check_limits(new, snapshot),
         *check_gates(new, snapshot),
         *check_quorums(new, snapshot),
         *check_pace(new, snapshot),
     )
-    return PolicyDiff(fields, tuple(limits), fleet_wide, warnings, tuple(concerns(old, new, snapshot)))
+
+
+def _limits(old: Policy, new: Policy, snapshot: Snapshot) -> Iterator[LimitChange]:
+    before = {x.name: x for x in old.limits}
+    after = {x.name: x for x in new.limits}
+    for name in sorted(before.keys() | after.keys()):
+        was, will = before.get(name), after.get(name)
+        if was == will:
+            continue
+        members = [
+            [m for m in snapshot.machines.values() if x.selector.matches(m)] if x is not None else []
+            for x in (was, will)
+        ]
+        said = [_said(x, here, snapshot) for x, here in zip((was, will), members, strict=True)]
+        names = tuple(sorted({m.name for here in members for m in here}))
+        yield LimitChange(name, said[0], said[1], len(names), names[:EXAMPLES], names)
+
+
+def _said(limit: Limit | None, members: list[Machine], snapshot: Snapshot) -> str:
+    if limit is None:
+        return ""
+    away = sum(not available(snapshot, m) for m in members)
+    most = f" ({limit.max.of(len(members))})" if limit.max.percent else ""
+    return f"at most {limit.max}{most} of the {len(members)} with {limit.selector}, {away} unavailable now"
 
 
 def apply_policy(snapshot: Snapshot, text: str, because: Because) -> Change:
     """Stores a policy. Permits that are being asked for meanwhile are refused and asked for again."""
     because = because.checked()
-    changed = [f.field for f in diff_policy(snapshot, text).fields]
+    new = parse_policy(text)
+    # It may have been right for the fleet as it was when somebody asked.
+    _checked(new, snapshot)
+    changed = [f.field for f in diff_policies(snapshot.policy, new)]
     note = f"changed: {', '.join(changed[:8])}{' ...' if len(changed) > 8 else ''}" if changed else "nothing changed"
     return Change(
         writes=(RecordWrite(key=POLICY_KEY, value=text.encode()),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rebootd.core.drains import keeps_in
-from rebootd.core.limits import unheard
+from rebootd.core.limits import GONE, unheard
 from rebootd.core.model import Blocker
 from rebootd.core.second_look import resting
 
@@ -55,6 +55,15 @@ def own_blockers(view: View, m: Machine) -> tuple[Blocker, ...]:
                 what=f"Consul says that it has failed: {snapshot.failing[m.name]}",
                 since=snapshot.failing_since.get(m.name, view.now),
                 clears="whoever repairs it",
+            )
+        )
+    if m.name in snapshot.gone:
+        out.append(
+            Blocker(
+                kind="failing",
+                what=GONE,
+                since=snapshot.gone[m.name],
+                clears=f"its Consul agent when it joins again, or an operator: rebootctl forget {m.name}",
             )
         )
     out += [b for b in (resting(m, view.now), keeps_in(view, m)) if b is not None]

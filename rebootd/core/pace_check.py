@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rebootd.core.durations import Durations
 from rebootd.core.fit import longest_stretch
+from rebootd.core.fleetlock_record import CYCLE
 from rebootd.core.inputs import DAY, bad_input, format_duration
 from rebootd.core.operations_inputs import alike
 from rebootd.core.selector_hints import unmatched
@@ -22,10 +23,13 @@ def check_pace(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
 
     Says nothing of machines and racks while none is known.
     """
-    standing = policy.standing
-    known = snapshot.cycles.get(standing.id)
-    if standing.enabled and known is not None and not known.standing:
-        raise bad_input("standing.id", standing.id, f"an id that no other cycle has; that one is {known.state.value}")
+    for enabled, field, cycle_id in (
+        (policy.standing.enabled, "standing.id", policy.standing.id),
+        (policy.fleetlock.enabled, "fleetlock.enabled", CYCLE),
+    ):
+        known = snapshot.cycles.get(cycle_id)
+        if enabled and known is not None and not known.standing:
+            raise bad_input(field, cycle_id, f"an id that no other cycle has; that one is {known.state.value}")
     return (*_unknown(policy, snapshot), *_short(policy, snapshot)) if snapshot.machines else ()
 
 

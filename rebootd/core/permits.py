@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rebootd.core.decision import PermitVerdict
 from rebootd.core.drains import not_permitted
 from rebootd.core.failures import UNDONE
+from rebootd.core.fleetlock import CLIENT
 from rebootd.core.model import Blocker, State
 from rebootd.core.states import WORKING
 
@@ -27,9 +28,9 @@ def judge(
     """
     blockers = permit_blockers(view, machine)
     if request is None:
-        waits = Blocker(
-            kind="agent", what="its agent prepares the reboot", since=machine.since, clears="the machine's agent"
-        )
+        waits = Blocker("agent", "its agent prepares the reboot", machine.since, "the machine's agent")
+        if machine.fleetlock is not None:
+            waits = Blocker("agent", "it goes when its FleetLock client asks once more", machine.since, CLIENT)
         refused = view.snapshot.refusals.get(machine.name)
         if refused is not None and refused.boot_id == machine.boot_id and refused.at >= machine.since:
             said = f"its last request for a permit was refused: {refused.reason}"
@@ -117,11 +118,15 @@ def open_racks(view: View) -> Blocker:
     """The blocker that too many open racks are."""
     opened, most = view.capacity.open, view.snapshot.policy.open_racks
     named = ", ".join(f"{rack} ({why})" for rack, why in sorted(opened.items())[:5])
+    locks = view.snapshot.racks
+    others = [rack for rack in sorted(opened) if (lock := locks.get(rack)) is not None and lock.holder == "other"]
+    clears = ["the open rack, when its last machine is back"] if len(others) < len(opened) else []
+    clears += [f"whoever holds the lock of {', '.join(others[:5])}"] if others else []
     return Blocker(
         kind="racks",
         what=f"{len(opened)} of at most {most} racks open: {named}",
         since=sorted(_opened(view, rack) for rack in opened)[min(most, len(opened)) - 1],
-        clears="the open rack, when its last machine is back",
+        clears="; or ".join(clears),
     )
 
 

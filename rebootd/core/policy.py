@@ -28,6 +28,8 @@ from rebootd.core.inputs import (
 )
 from rebootd.core.policy_drains import Drains, parse_drains, render_drains
 from rebootd.core.policy_failures import Failures, parse_failures, render_failures
+from rebootd.core.policy_fleetlock import FIELDS as FLEETLOCK_FIELDS
+from rebootd.core.policy_fleetlock import FleetLocks, parse_fleetlock, render_fleetlock
 from rebootd.core.policy_gates import (
     FORGET_AFTER,
     Gate,
@@ -92,6 +94,7 @@ SECTIONS = (
     "drains",
     "reboot",
     "silences",
+    "fleetlock",
 )
 DEADLINE_FIELDS = ("draining", "drained", "rebooting", "verifying", "enabling")
 
@@ -146,6 +149,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     drains: Drains = Drains()
     reboot: tuple[RebootRule, ...] = ()
     silences: Silences = Silences()
+    fleetlock: FleetLocks = FleetLocks()
 
 
 DEFAULT_POLICY = Policy()
@@ -200,6 +204,7 @@ def parse_policy(text: str) -> Policy:
         drains=parse_drains(top.section("drains", ("nomad",)), deadlines.draining),
         reboot=parse_reboot(top.section("reboot", ("methods",)).items("methods")),
         silences=parse_silences(top.section("silences", SILENCE_FIELDS)),
+        fleetlock=parse_fleetlock(top.section("fleetlock", FLEETLOCK_FIELDS)),
     )
 
 
@@ -302,6 +307,7 @@ def _layout(policy: Policy) -> dict[str, Any]:
         "drains": render_drains(policy.drains),
         "reboot": {"methods": render_reboot(policy.reboot)},
         "silences": render_silences(policy.silences),
+        "fleetlock": render_fleetlock(policy.fleetlock),
     }
 
 
@@ -318,15 +324,19 @@ def diff_policies(old: Policy, new: Policy) -> list[PolicyChange]:
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Every leaf of a layout with its path; entries of lists are addressed by name: ``limits[web].max``."""
+    """Every leaf of a layout with its path; entries of lists are addressed by name: ``limits[web].max``.
+
+    Those that have none go by their place, which says what they do: ``reboot.methods[0].method``.
+    """
     if isinstance(value, dict):
         for key, below in value.items():
             yield from _flat(below, join(path, key))
     elif isinstance(value, list) and not all(isinstance(item, dict) for item in value):
         yield path, ", ".join(str(item) for item in value)
     elif isinstance(value, list):
-        for item in value:
-            yield from _flat({key: below for key, below in item.items() if key != "name"}, f"{path}[{item['name']}]")
+        for place, item in enumerate(value):
+            below = {key: inner for key, inner in item.items() if key != "name"}
+            yield from _flat(below, f"{path}[{item.get('name', place)}]")
     elif isinstance(value, bool):
         yield path, "true" if value else "false"
     else:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from rebootd.core.amounts import Amount, parse_amount
+from rebootd.core.fleetlock_record import CYCLE
 from rebootd.core.inputs import (
     DAY,
     Fields,
@@ -85,9 +86,9 @@ def parse_waves(items: list[tuple[str, object]]) -> tuple[Wave, ...]:
         raise bad_input("waves", len(items), f"at most {MAX_WAVES} waves")
     waves: list[Wave] = []
     for number, (path, item) in enumerate(items, 1):
-        if waves and waves[-1].rest:
-            raise bad_input(path, waves[-1].name, f"no wave after {waves[-1].name}, which takes all that is left")
         wave = _wave(path, item, number)
+        if waves and waves[-1].rest:
+            raise bad_input(path, wave.name, f"no wave after {waves[-1].name}, which takes all that is left")
         if any(other.name == wave.name for other in waves):
             raise bad_input(f"{path}.name", wave.name, "a name that no other wave has")
         waves.append(wave)
@@ -161,6 +162,8 @@ def _cycle_id(value: object, field: str) -> str:
     name = parse_name(value, field)
     if len(name) > 64:
         raise bad_input(field, value, "1 to 64 characters of A-Z a-z 0-9 . _ - (not dots alone)")
+    if name == CYCLE:
+        raise bad_input(field, value, f"an id other than {CYCLE}, which is that of the section {CYCLE}")
     return name
 
 

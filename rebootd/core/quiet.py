@@ -34,6 +34,8 @@ def out_by_itself(machine: Machine, report: Report) -> bool:
 def repeated(before: Report, report: Report) -> bool:
     """True when a machine that is out of service says once more what it said last.
 
-    Only what no decision about such a machine looks at may differ: its clock, and which step it has heard of.
+    Only what no decision about such a machine looks at may differ: its clock, which step it has heard of, how far it is
+    with that, and, unless somebody enabled it by hand, whether its host is in service.
     """
-    return replace(report, clock=before.clock, index=before.index, wait=before.wait) == before
+    now = replace(report, clock=before.clock, index=before.index, wait=before.wait, doing=before.doing)
+    return now == before or (not now.by_hand and replace(now, in_service=before.in_service) == before)

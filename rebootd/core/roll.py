@@ -56,7 +56,7 @@ class Roll:
         self.others: list[Machine] = []
         now, patience = snapshot.now, snapshot.policy.unreachable_after
         observed, in_service, look = snapshot.observed, State.IN_SERVICE, _look(snapshot, cycles, keys)
-        named = {*snapshot.conflicts, *snapshot.failing, *snapshot.machine_holds}
+        named = {*snapshot.conflicts, *snapshot.failing, *snapshot.gone, *snapshot.machine_holds}
         racks, others = self.racks, self.others
         for name, m in snapshot.machines.items():
             rack = racks.get(m.rack)
@@ -73,6 +73,7 @@ class Roll:
                 or m.turned_back
                 or m.retry is not None
                 or m.nomad is not None
+                or m.fleetlock is not None
                 or name in named
                 or not quiet(m, seen.report)
             ):
@@ -114,7 +115,7 @@ def _look(snapshot: Snapshot, cycles: Iterable[Cycle], also: Iterable[str]) -> C
     ids: list[str] = []
     for cycle in cycles:
         if cycle.standing:
-            tests.append(wants(policy, snapshot.now))
+            tests.append(wants(policy, cycle, snapshot.now))
             continue
         ids.append(cycle.id)
         chosen += [parse_selector(text) for text in (cycle.selector, cycle.target) if text]

@@ -32,11 +32,16 @@ def turned(view: View, machine: Machine) -> Blocker | None:
     return view.safeguards.turned(machine, patience, view.skips(machine.cycle))
 
 
+def rest_of(machine: Machine) -> float:
+    """How long (s) a machine rests that a gate has turned back so many times."""
+    return min(LONGEST_REST, FIRST_REST * 2.0 ** min(machine.turned_back - 1, 10))
+
+
 def resting(machine: Machine, now: float) -> Blocker | None:
     """What keeps a machine in for a while after a gate brought it back."""
     if not machine.turned_back:
         return None
-    rest = min(LONGEST_REST, FIRST_REST * 2.0 ** min(machine.turned_back - 1, 10))
+    rest = rest_of(machine)
     left = machine.turned_back_at + rest - now
     if not 0 < left <= rest:
         return None

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from rebootd.core.operations_inputs import alike
-from rebootd.core.selectors import OWN_KEYS
+from rebootd.core.selectors import OWN_KEYS, terms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rebootd.core.model import Snapshot
-    from rebootd.core.selectors import Selector
+    from rebootd.core.selectors import Selector, Term
 
-_TERM = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]*)\s*(?:=|in\s*\(|$|,)\s*([^,()\s]*)")
+SHOWN = 3
+"""Values of one term that are told of."""
 
 
-def hints(snapshot: Snapshot, selector: str) -> str:
-    """Each term that no machine meets, with what is near it; or how many machines are known."""
+def hints(snapshot: Snapshot, selector: Selector) -> str:
+    """Each term that no machine meets, with what is near it; or that no machine meets all of them."""
     values: dict[str, set[str]] = {key: set() for key in OWN_KEYS}
     for machine in snapshot.machines.values():
         for key in OWN_KEYS:
             values[key].add(str(getattr(machine, key)))
         for key, value in machine.labels.items():
             values.setdefault(key, set()).add(value)
-    found = []
-    for key, value in _TERM.findall(selector):
-        bare = key.removeprefix("label.")
-        if bare not in values:
-            found.append(f"no machine has {bare!r}{alike(bare, values) or f'; known: {_some(values)}'}")
-        elif value and not any(c in value for c in "*?[") and value not in values[bare]:
-            found.append(f"no {bare} is {value!r}{alike(value, values[bare]) or f'; known: {_some(values[bare])}'}")
-    return "; ".join(found) or f"{len(snapshot.machines)} machines are known"
+    values = {key: known for key, met in values.items() if (known := met - {""}) or key in OWN_KEYS}
+    terms = terms_of(selector)
+    found = [said for term in terms if not term.negated for said in _unmet(term, values)]
+    if found:
+        return "; ".join(found)
+    met = ", each of its terms by others" if len(terms) > 1 else ""
+    return f"{len(snapshot.machines)} machines are known{met}"
+
+
+def _unmet(term: Term, values: dict[str, set[str]]) -> Iterator[str]:
+    known = values.get(term.key, set())
+    if term.key not in values:
+        near = alike(term.key, values) or f"; known: {_some(key for key, met in values.items() if met)}"
+        yield f"no machine has {term.key!r}{near}"
+    elif not known:
+        yield f"no machine has a {term.key}"
+    elif term.values and not any(map(term.fits, known)):
+        for value in term.values[:SHOWN]:
+            yield f"no {term.key} is {value!r}{alike(value, known) or f'; known: {_some(known)}'}"
 
 
 def unmatched(snapshot: Snapshot, selector: Selector) -> str:
     """``'role=web' matches no machine (...)``, or ``""`` when it matches one or none is known."""
     if not snapshot.machines or any(map(selector.matches, snapshot.machines.values())):
         return ""
-    return f"{selector.text!r} matches no machine ({hints(snapshot, selector.text)})"
+    return f"{selector.text!r} matches no machine ({hints(snapshot, selector)})"
 
 
 def _some(known: Iterable[str]) -> str:
-    names = sorted(k for k in known if k)
+    names = sorted(known)
     return ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")

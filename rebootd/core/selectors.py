@@ -13,7 +13,7 @@ import fnmatch
 import re
 from functools import lru_cache
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rebootd.core.inputs import bad_input, nearest
 from rebootd.core.model import State
@@ -93,6 +93,34 @@ def _parse(text: str, field: str) -> Selector:
             keys.add(key)
         predicates.append(predicate)
     return Selector(text, _all_of(predicates), frozenset(keys))
+
+
+class Term(NamedTuple):
+    """One term: its key (``label.`` left out), the values it names (none: only whether there is one), and ``!``."""
+
+    key: str
+    values: tuple[str, ...]
+    negated: bool
+
+    def fits(self, value: str) -> bool:
+        """Whether one of its values is this one, or a glob that matches it."""
+        return any(fnmatch.fnmatchcase(value, wanted) for wanted in self.values)
+
+
+def terms_of(selector: Selector) -> list[Term]:
+    """The terms of a selector but for ``*``, for those who explain why it matches nothing."""
+    found = []
+    for text in _split(selector.text):
+        if present := _PRESENT.fullmatch(text):
+            term = Term(present[2], (), bool(present[1]))
+        elif among := _AMONG.fullmatch(text):
+            term = Term(among[1], tuple(value.strip() for value in among[3].split(",")), among[2] == "notin")
+        elif equals := _EQUALS.fullmatch(text):
+            term = Term(equals[1], (equals[3],), equals[2] == "!=")
+        else:
+            continue
+        found.append(term._replace(key=term.key.removeprefix("label.")))
+    return found
 
 
 def _split(text: str) -> list[str]:

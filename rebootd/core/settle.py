@@ -16,6 +16,7 @@ from rebootd.core.directives import step_of
 from rebootd.core.drains import back, drained, not_ready, undone_by_others
 from rebootd.core.emergency import emergency_note
 from rebootd.core.failures import CHECKS, DRAIN, again, ahead, clock, undone
+from rebootd.core.fleetlock import first, hear_client, not_asked, unasked
 from rebootd.core.hearing import facts_of, hear, speaks_for
 from rebootd.core.limits import unheard
 from rebootd.core.model import Blocker, Machine, Observation, Permit, State
@@ -55,6 +56,7 @@ def settle(view: View, machine: Machine, seen: Observation | None) -> Settled:
         blockers = (waits(machine, "agent", "the last call under its name was of an earlier boot or another machine"),)
     else:
         hear(walk, seen.report)
+        hear_client(walk)
         blockers = _follow(walk, seen)
     overdue_by = overdue(view, walk.machine) if not walk.events else 0.0
     if overdue_by > 0:
@@ -101,6 +103,7 @@ def create(view: View, seen: Observation) -> Settled:
         cause="first report",
         machine_id=report.machine_id,
         required_since=required_since(None, report.reboot_required, view.now),
+        fleetlock=first(call, view.now) if (call := view.snapshot.calls.get(report.name)) is not None else None,
         **facts_of(report),
     )
     walk = Walk(view, machine)
@@ -202,6 +205,8 @@ def _unwanted(walk: Walk) -> Blocker | None:
             if view.hold_of(m) is not None
             else Blocker(kind="hold", what="the hold was released", since=view.now, clears=OPERATOR)
         )
+    if unasked(m):
+        return not_asked(m)
     stop = view.cycle_stop(m.cycle)
     if stop is not None:
         return stop
@@ -274,7 +279,8 @@ def _verifying(walk: Walk, seen: Observation) -> tuple[Blocker, ...]:
         return (waiting,)
     cycle = walk.view.snapshot.cycles.get(m.cycle) if m.cycle else None
     # Who was cleared after it missed the target has been looked at by a person: it is not judged by that again.
-    missed = m.booted and cycle is not None and bool(cycle.target) and not at_target(cycle, m)
+    # What a machine without an agent runs is not known.
+    missed = m.booted and cycle is not None and bool(cycle.target) and not at_target(cycle, m) and m.fleetlock is None
     if missed and cycle is not None and m.outcomes.get(cycle.id) != f"failed: {MISSED}":
         wanted = f"cycle {cycle.id} wants {cycle.target}"
         walk.fail(Happening.VERIFY_FAILED, MISSED, wanted, flag=f"{MISSED}: {wanted}")

@@ -1,12 +1,17 @@
-"""The standing cycle: the policy's own, which is always running and takes machines that require a reboot."""
+"""Standing cycles: the policy's own, which are always running and take machines that require a reboot.
+
+One takes machines whose agents say so, another those whose FleetLock clients do.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
 from rebootd.core.advance import ENDED
+from rebootd.core.fleetlock import LABEL
+from rebootd.core.fleetlock_record import CYCLE
 from rebootd.core.inputs import format_duration
 from rebootd.core.model import Blocker, Cycle, CycleState, Event, State
 from rebootd.core.times import utc
@@ -30,26 +35,30 @@ def required_since(machine: Machine | None, required: Tri, now: float) -> float:
     return before if required is Tri.UNKNOWN else 0.0
 
 
-def wants(policy: Policy, now: float) -> Callable[[Machine], bool]:
-    """Which machines in service the standing cycle takes: required for sure, and none of ours for long enough."""
+def wants(policy: Policy, cycle: Cycle, now: float) -> Callable[[Machine], bool]:
+    """Which machines in service a standing cycle takes: required for sure, and none of ours for long enough."""
+    if cycle.id == CYCLE:
+        return lambda machine: machine.fleetlock is not None and machine.reboot_required is Tri.YES
     standing = policy.standing
     matches, latest, yes = standing.selector.matches, now - standing.every, Tri.YES
 
     def wanted(machine: Machine) -> bool:
-        return machine.reboot_required is yes and machine.ended <= latest and matches(machine)
+        required = machine.reboot_required is yes and machine.fleetlock is None
+        return required and machine.ended <= latest and matches(machine)
 
     return wanted
 
 
 def resting(view: View) -> dict[str, tuple[Blocker, ...]]:
     """Why machines that require a reboot do not even wait for one: they had one lately. {} without a standing cycle."""
-    if not any(cycle.standing for cycle in view.cycles):
+    if not any(cycle.standing and cycle.id != CYCLE for cycle in view.cycles):
         return {}
     rule = view.snapshot.policy.standing
     matches, latest = rule.selector.matches, view.now - rule.every
     out: dict[str, tuple[Blocker, ...]] = {}
     for name, m in view.snapshot.machines.items():
-        if m.reboot_required is Tri.YES and m.state is State.IN_SERVICE and m.ended > latest and matches(m):
+        required = m.reboot_required is Tri.YES and m.fleetlock is None
+        if required and m.state is State.IN_SERVICE and m.ended > latest and matches(m):
             what = f"a cycle rebooted it at {utc(m.ended)}, and the standing cycle takes no machine twice in "
             blocker = Blocker(
                 kind="standing",
@@ -71,40 +80,63 @@ def count(machine: Machine, cycle: Cycle) -> str:
     return machine.outcomes.get(cycle.id, "")
 
 
+class _Wanted(NamedTuple):
+    """A standing cycle as the policy has it."""
+
+    id: str
+    selector: str
+    reason: str
+
+
+def _wanted(policy: Policy) -> list[_Wanted]:
+    out = []
+    if policy.standing.enabled:
+        out.append(_Wanted(policy.standing.id, policy.standing.selector.text, "machines that require a reboot"))
+    if policy.fleetlock.enabled:
+        out.append(_Wanted(CYCLE, LABEL, "machines whose FleetLock clients ask for a reboot"))
+    return out
+
+
 def changes(snapshot: Snapshot) -> list[tuple[Cycle, Event]]:
-    """The standing cycle's record as the policy wants it, where the store has it otherwise.
+    """The standing cycles' records as the policy wants them, where the store has them otherwise.
 
     A cycle that people started under the same id is left alone.
     """
-    standing, now, epoch = snapshot.policy.standing, snapshot.now, snapshot.epoch
+    now, epoch = snapshot.now, snapshot.epoch
+    wanted = _wanted(snapshot.policy)
+    ids = {rule.id for rule in wanted}
     out: list[tuple[Cycle, Event]] = []
     for cycle in snapshot.cycles.values():
-        if cycle.standing and cycle.state not in ENDED and (not standing.enabled or cycle.id != standing.id):
+        if cycle.standing and cycle.state not in ENDED and cycle.id not in ids:
             why = "the policy has no such standing cycle any more"
             out.append(_turned(cycle, CycleState.CANCELLED, why, now, epoch))
-    known = snapshot.cycles.get(standing.id)
-    if not standing.enabled or (known is not None and not known.standing):
-        return out
-    selector, budget = standing.selector.text, snapshot.policy.failure_budget
-    if known is None:
-        made = Cycle(
-            id=standing.id,
-            selector=selector,
-            created=now,
-            changed=now,
-            by=WHO,
-            reason="machines that require a reboot",
-            failure_budget=budget,
-            waves=False,
-            standing=True,
-            epoch=epoch,
-        )
-        out.append((made, _event(made, "", now, epoch)))
-    elif known.state in ENDED:
-        out.append(_turned(replace(known, selector=selector), CycleState.RUNNING, "", now, epoch))
-    elif known.selector != selector:
-        out.append(_turned(replace(known, selector=selector), known.state, known.why, now, epoch))
+    for rule in wanted:
+        known = snapshot.cycles.get(rule.id)
+        if known is None:
+            made = _made(rule, snapshot)
+            out.append((made, _event(made, "", now, epoch)))
+        elif not known.standing:
+            continue
+        elif known.state in ENDED:
+            out.append(_turned(replace(known, selector=rule.selector), CycleState.RUNNING, "", now, epoch))
+        elif known.selector != rule.selector:
+            out.append(_turned(replace(known, selector=rule.selector), known.state, known.why, now, epoch))
     return out
+
+
+def _made(rule: _Wanted, snapshot: Snapshot) -> Cycle:
+    return Cycle(
+        id=rule.id,
+        selector=rule.selector,
+        created=snapshot.now,
+        changed=snapshot.now,
+        by=WHO,
+        reason=rule.reason,
+        failure_budget=snapshot.policy.failure_budget,
+        waves=False,
+        standing=True,
+        epoch=snapshot.epoch,
+    )
 
 
 def _turned(cycle: Cycle, state: CycleState, why: str, now: float, epoch: int) -> tuple[Cycle, Event]:

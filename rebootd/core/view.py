@@ -77,7 +77,8 @@ class View:
 
     def may_hold_back(self, machine: Machine) -> bool:
         """Whether earlier failures can have something to say of the machine; quick, and true rather too often."""
-        return machine.retry is not None or bool(machine.flag) or bool(self.breakers.open)
+        own = machine.retry is not None or machine.fleetlock is not None
+        return own or bool(machine.flag) or bool(self.breakers.open)
 
     def holds_of(self, machine: Machine) -> tuple[Hold, ...]:
         """Every hold that applies to the machine, its own before its rack's."""

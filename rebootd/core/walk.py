@@ -89,6 +89,9 @@ def overdue(view: View, m: Machine) -> float:
     if limit is not None and m.state is State.ENABLING:
         # The soak is time that we ask for, not time that the machine takes.
         limit += view.snapshot.policy.soak
+    if limit is not None and m.state is State.DRAINED and m.fleetlock is not None:
+        # It goes when its client asks once more, and comes back when that does not ask in time.
+        limit = max(limit, view.snapshot.policy.fleetlock.wish)
     if limit is None:
         return 0.0
     # A stamp from the future was written by a leader whose clock was ahead: it would never be over.

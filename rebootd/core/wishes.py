@@ -112,7 +112,7 @@ def _compiled(
     """A cycle, the outcome that says it is over for a machine, whom it selects, and who is at its target already."""
     if cycle.standing:
         # It is never over for a machine; no id is empty, so no outcome is under that key.
-        return cycle, "", wants(view.snapshot.policy, view.now), None
+        return cycle, "", wants(view.snapshot.policy, cycle, view.now), None
     reached = parse_selector(cycle.target, "target").matches if cycle.target else None
     return cycle, cycle.id, parse_selector(cycle.selector).matches, reached
 

@@ -24,6 +24,8 @@ MACHINE, SERVER = "machine", "server"
 ROLES = (MACHINE, *PEOPLE, SERVER)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 NAME_ACCEPTED = "letters, digits, '.', '_', '@' and '-', at most 128, beginning with a letter or digit"
+SHOWN = "rebootd.identity"
+"""The extra information of a connection that tells whom its certificate names: what :func:`shown` made of it."""
 ACCEPTED = f"exactly one URI {SCHEME}ROLE/NAME, with a ROLE of {', '.join(ROLES)}"
 
 
@@ -62,6 +64,16 @@ def identity_of(cert: Mapping[str, Any]) -> Identity:
         since=ssl.cert_time_to_seconds(str(cert["notBefore"])),
         expires=ssl.cert_time_to_seconds(str(cert["notAfter"])),
     )
+
+
+def shown(cert: Mapping[str, Any] | None) -> Identity | Unauthorized | None:
+    """Whom a connection's certificate names, why that is nobody, or None when it showed none."""
+    if not cert:
+        return None
+    try:
+        return identity_of(cert)
+    except Unauthorized as error:
+        return Unauthorized(str(error))
 
 
 def serial_text(serial: int) -> str:

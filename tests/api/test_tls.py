@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import msgspec
 import pytest
+from cryptography.x509 import load_pem_x509_certificate
 
+from rebootd.api.door import DOOR
 from rebootd.tls import follow
 from rebootd.tls.contexts import client_context
 from rebootd.tls.files import TlsFiles
@@ -286,3 +289,34 @@ async def test_an_open_connection_ends_with_its_certificate(pki: Pki) -> None:
             await api.ask(files, "GET", "/v1/status")
         await line.close()
         await beside.close()
+
+
+async def test_a_session_of_tls_1_2_that_is_resumed_is_looked_at_as_any_other(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python cannot keep OpenSSL from resuming it by its id, as long as the files are the same.
+    files = pki.issue("viewer", "bob")
+    context = bare(files, ssl.TLSVersion.TLSv1_2)
+
+    def ask(port: int, session: ssl.SSLSession | None) -> tuple[bytes, ssl.SSLSession | None, bool | None]:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname=SERVER_NAME, session=session) as wire,
+        ):
+            wire.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return wire.recv(4096)[9:12], wire.session, wire.session_reused
+
+    async with secured(pki) as api:
+        _, session, _ = await asyncio.to_thread(ask, api.serving.port, None)
+        assert (await asyncio.to_thread(ask, api.serving.port, session))[::2] == (b"200", True)
+        # On such a connection, too, each request asks whether the certificate still counts.
+        number = load_pem_x509_certificate(Path(files.cert).read_bytes()).serial_number
+        guard = api.serving._runner.app[DOOR]._guard
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(guard, "_revoked", lambda: frozenset({number}))
+            assert (await asyncio.to_thread(ask, api.serving.port, session))[::2] == (b"401", True)
+        # And with the new files nothing of the old sessions counts.
+        pki.revoke(files)
+        await eventually(lambda: bool(api.tls.state.revoked))
+        with pytest.raises(OSError, match=r"(?i)revoked"):
+            await asyncio.to_thread(ask, api.serving.port, session)

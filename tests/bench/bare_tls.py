@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
+from asyncio import sslproto
 
-from rebootd.tls.listener import slim
+from rebootd.tls.listener import RECORD
 from tests.bench.bare import BACKLOG
 
 
@@ -18,7 +19,7 @@ async def _serve(port: int, ca: str, cert: str, key: str) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(ca)
     context.load_cert_chain(cert, key)
-    slim()
+    sslproto.SSLProtocol.max_size = RECORD
     loop = asyncio.get_running_loop()
     await loop.create_server(asyncio.Protocol, "127.0.0.1", port, ssl=context, backlog=BACKLOG)
     await asyncio.Event().wait()

@@ -129,7 +129,7 @@ async def test_policy(api: Api, ctl: Ctl) -> None:
     file.write_text("racks: {open: 2}\nlimits:\n- {name: dbs, selector: role=db, max: 1}\n")
     out = await ctl.good("policy", "diff", str(file))
     assert "racks.open" in out
-    assert "concerns 3 machines" in out
+    assert "limit dbs: at most 1 of the 3 with role=db, 0 unavailable now" in out
     await ctl.good("policy", "apply", str(file), "--reason", "faster")
     assert api.desk.state.policy.open_racks == 2
     assert await ctl.good("policy", "show") == file.read_text()

@@ -23,6 +23,7 @@ from rebootd.core.policy_gates import (
     NoAlerts,
     NomadQuorum,
     PrometheusQuery,
+    Quorum,
 )
 from rebootd.core.second_look import resting
 from rebootd.core.selectors import parse_selector
@@ -356,3 +357,27 @@ def test_a_resting_machine_says_so_and_others_go() -> None:
 def test_a_gate_is_overdue_after_its_max_block() -> None:
     held = {"errors": Held("block", NOW - 10, NOW - QUERY.max_block - 1), "pages": Held("pass", NOW - 1e6)}
     assert overdue(world(QUERY, ALERTS, gate_since=held)) == {"errors": NOW - QUERY.max_block - 1}
+
+
+def test_of_two_servers_that_are_well_none_goes() -> None:
+    """Autopilot took the dead third one out of raft: what is left is well, and may not lose anybody."""
+    left = Servers(members={"m1": "", "m2": ""}, tolerance=0)
+    s = world(SERVERS, values={"servers": left}, machines=[machine("m1"), machine("m2")])
+    assert not taken(s)
+    assert kinds(decide(s), "m1") == kinds(decide(s), "m2") == ["gate"]
+    assert "none of them may fail" in decide(s).reasons["m1"][0].what
+
+
+def test_a_machine_that_left_the_catalog_is_unavailable_though_its_agent_reports() -> None:
+    """The server that autopilot removed: its node is gone, and with it the check that said that it had failed."""
+    group = (Quorum(name="consul", selector=parse_selector("role=consul")),)
+    racked = {f"m{n}": f"r{n}" for n in (1, 2, 3)}
+    machines = [machine(name, rack, labels={"role": "consul"}) for name, rack in racked.items()]
+    s = world(machines=machines, policy=Policy(quorums=group), gone={"m2": NOW - 9}, racks={"r1": OURS})
+    assert not taken(s)
+    (blocker,) = (b for b in decide(s).reasons["m1"] if b.kind == "quorum")
+    assert ("m2" in blocker.what, blocker.since) == (True, NOW - 9)
+    assert "failing" in kinds(decide(s), "m2")
+    s = world(policy=Policy(), gone={"m2": NOW - 9})
+    assert not taken(s)
+    assert "catalog does not have it" in decide(s).reasons["m1"][0].what

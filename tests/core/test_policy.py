@@ -27,6 +27,7 @@ from rebootd.core.policy import (
 )
 from rebootd.core.policy_drains import Drains, NomadDrains
 from rebootd.core.policy_failures import Breaker, Failures, Power, Retry
+from rebootd.core.policy_fleetlock import FleetLocks
 from rebootd.core.policy_gates import (
     Comparison,
     ConsulQuorum,
@@ -120,6 +121,7 @@ def test_the_example_of_the_doc_says_what_the_doc_says() -> None:
         drains=Drains(nomad=NomadDrains(machines=parse_selector("role in (web, worker)"), deadline=1200)),
         reboot=(RebootRule(machines=parse_selector("role=web"), method="soft-reboot"),),
         silences=Silences(address="http://alertmanager.service.consul:9093"),
+        fleetlock=FleetLocks(enabled=True),
     )
     assert set(yaml.safe_load(example())) == set(SECTIONS)
     assert judge_windows(policy, (), 1_715_000_000).next is not None

@@ -84,3 +84,10 @@ def test_a_limit_that_changes_says_for_which_machines() -> None:
     [change] = diff_policy(FLEET, "limits: [{name: dbs, selector: role=database, max: 1}]").limits
     assert (change.limit, change.old, change.machines) == ("dbs", "", 4)
     assert change.examples == ("d0", "d1", "d2", "d3")
+
+
+def test_a_gate_that_needs_every_instance_means_never() -> None:
+    gate = "gates: [{name: web, kind: consul-service, service: web, minimum: %s}]"
+    [warning] = diff_policy(FLEET, gate % "100%").warnings
+    assert warning.startswith("gates[0].minimum: 100% means never: no machine that runs an instance of web")
+    assert diff_policy(FLEET, gate % "99%").warnings == ()

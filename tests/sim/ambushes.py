@@ -8,6 +8,7 @@ import msgspec
 
 from rebootd.core.model import Hold
 from rebootd.core.model import Machine as Record
+from rebootd.store.memory_faults import View
 from rebootd.store.port import Delete, Set
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from tests.sim.people import People
     from tests.sim.plan import Fault
     from tests.sim.world import World
+
+LAG = 10.0
+"""Seconds by which a server's answers may be old: what is left of its lease when it is leader no more, and more."""
 
 
 class Ambushes:
@@ -53,6 +57,7 @@ class Ambushes:
                 if before is not None and before.state == record.state:
                     continue
                 if fault.target in {"any", record.state.value}:
+                    self.world.checks.counts[f"hit {fault.kind}"] += 1
                     self.world.say(f"AMBUSH {fault.kind} at {record.name} -> {record.state.value} of {actor}")
                     return what(record.name, record.rack)
             return None
@@ -77,6 +82,15 @@ class Ambushes:
 
         return self._ambush(fault, spring)
 
+    def _ambush_cancel(self, fault: Fault) -> Callable[[], None]:
+        """An operator cancels every cycle."""
+
+        def spring(_name: str, _rack: str) -> str:
+            self.people.move("cancel", every=True)
+            return ""
+
+        return self._ambush(fault, spring)
+
     def _ambush_policy(self, fault: Fault) -> Callable[[], None]:
         def spring(_name: str, _rack: str) -> str:
             self.people.raw(Set("rebootd/policy", b"racks:\n  open: 1\n  unavailable: 0\nfailure_budget: 100\n"))
@@ -92,6 +106,27 @@ class Ambushes:
             self.people.end_lock_session(rack)
             self.people.take_rack(rack)
             self.world.loop.after(60.0, self.people.give_rack, rack)
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _lag(self) -> Callable[[], None]:
+        """One of two servers lags behind from now on, as one does that was their leader until a moment ago."""
+        trouble, consul = self.world.servers.trouble, self.world.consul
+        view = trouble.stale = View(dict(consul.entries), consul.index)
+
+        def undo() -> None:
+            if trouble.stale is view:
+                trouble.stale = None
+
+        return undo
+
+    def _ambush_stale(self, fault: Fault) -> Callable[[], None]:
+        """The leader loses its leadership, and what landed last is not everywhere when the next one begins."""
+
+        def spring(_name: str, _rack: str) -> str:
+            self.world.loop.after(LAG, self._lag())
+            self.world.loop.after(0.0, self._session_ended, fault)
             return ""
 
         return self._ambush(fault, spring)

@@ -29,6 +29,7 @@ class Checks(Wire):
         world.servers.before_destroy = self.before_destroy
         world.servers.before_commit = self.before_commit
         world.consul.observers.append(self.committed)
+        world.net.hits = world.servers.hits = self.counts
         world.net.on_request = self.on_request
         world.net.on_reply = self.on_reply
         world.net.on_delivery = self.on_delivery

@@ -80,10 +80,12 @@ class Wire(GoingOut):
         if self.permit_trick != "delay" or not path.endswith("/permit") or b'"granted":true' not in reply[2]:
             return 0.0
         self.permit_trick = ""
+        self.counts["hit permit delay"] += 1
         return 12.0
 
     def _trick(self, machine: SimMachine) -> None:
         trick, self.permit_trick = self.permit_trick, ""
+        self.counts[f"hit permit {trick}"] += 1
         self.world.say(f"TRICK {trick} at the permit of {machine.name}")
         if trick == "restore":
             machine.restore()

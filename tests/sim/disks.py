@@ -44,9 +44,12 @@ class SimDisk:
         process = self._machine.process
         if process is not None:
             process.here()
+        counts = self._machine.world.checks.counts
         if self.full:
+            counts["hit disk-full"] += 1
             raise OSError(errno.ENOSPC, "no space left on device")
         cut, self.cut = self.cut, ""
+        counts["hit cut-write"] += bool(cut)
         if cut == "before" and process is not None:
             process.kill()
             raise ProcessDied

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PATIENT = frozenset(
     {
         "halt", "raw-halt", "hold", "hold-rack", "pause", "cancel", "start", "policy", "window-close", "clear",
-        "ambush-lock", "ambush-halt", "end-lock-session",
+        "ambush-lock", "ambush-halt", "ambush-cancel", "end-lock-session",
         "rack-lock", "unlock", "maintenance", "gate-blocks", "gate-away", "gate-hangs", "gate-slow", "gate-odd",
         "gate-flaps", "service-thin", "sight-away", "node-check", "ambush-gate", "reboot-required", "detection-breaks",
         "still-required", "small-group", "emergency",
@@ -72,6 +72,13 @@ class Faults(MoreFaults):
         names = sorted(machines)
         return machines[names[int(fault.at * 1000) % len(names)]]
 
+    def _to_boot(self, fault: Fault) -> Machine:
+        """Who is about to reboot, or has not yet: what is special about its next boot is to be seen."""
+        records = sorted(self.world.checks.records.items())
+        about = [n for n, r in records if r.state in {State.DRAINING, State.DRAINED}]
+        names = about if fault.target == "out" and about else [n for n, r in records if not r.outcomes]
+        return self.world.machines[names[int(fault.at * 1000) % len(names)]] if names else self._machine(fault)
+
     def _set(self, where: object, name: str, value: float) -> Callable[[], None]:
         setattr(where, name, value)
         return lambda: setattr(where, name, 0.0)
@@ -120,6 +127,9 @@ class Faults(MoreFaults):
 
     def _store_twice(self, fault: Fault) -> Callable[[], None]:
         return self._set(self.world.servers.trouble, "twice", fault.value)
+
+    def _store_stale(self, fault: Fault) -> Callable[[], None]:
+        return self._lag()
 
     def _check_flaps(self, fault: Fault) -> Callable[[], None]:
         daemon = self.world.daemons[fault.target]
@@ -196,16 +206,16 @@ class Faults(MoreFaults):
                 self.world.loop.after(delay, machine.down)
 
     def _hang(self, fault: Fault) -> None:
-        self._machine(fault).next_boot = "hang"
+        self._to_boot(fault).next_boot = "hang"
 
     def _never(self, fault: Fault) -> None:
-        self._machine(fault).next_boot = "never"
+        self._to_boot(fault).next_boot = "never"
 
     def _same_id(self, fault: Fault) -> None:
-        self._machine(fault).next_boot = "same-id"
+        self._to_boot(fault).next_boot = "same-id"
 
     def _other_rack(self, fault: Fault) -> None:
-        self._machine(fault).next_boot = "rack"
+        self._to_boot(fault).next_boot = "rack"
 
     def _disk_full(self, fault: Fault) -> Callable[[], None]:
         return self._count(self._machine(fault).disk, "full")

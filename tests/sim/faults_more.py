@@ -29,6 +29,9 @@ class MoreFaults(Ambushes):
     def _machine(self, fault: Fault) -> Machine:
         raise NotImplementedError
 
+    def _to_boot(self, fault: Fault) -> Machine:
+        raise NotImplementedError
+
     def _count(self, where: object, name: str) -> Callable[[], None]:
         setattr(where, name, getattr(where, name) + 1)
         return lambda: setattr(where, name, max(0, getattr(where, name) - 1))
@@ -127,7 +130,7 @@ class MoreFaults(Ambushes):
     # --- power ----------------------------------------------------------------------------------------
 
     def _stuck(self, fault: Fault) -> None:
-        self._machine(fault).next_boot = "stuck"
+        self._to_boot(fault).next_boot = "stuck"
 
     def _all_stuck(self, fault: Fault) -> None:
         """Whoever boots next in a rack does not come up by itself, and whoever is down there now neither."""
@@ -170,6 +173,7 @@ class MoreFaults(Ambushes):
             for op in ops:
                 if isinstance(op, Set) and op.key.startswith("rebootd/power/") and b'"asked"' in op.value:
                     name = op.key.removeprefix("rebootd/power/")
+                    self.world.checks.counts["hit ambush-power"] += 1
                     self.world.say(f"AMBUSH {fault.kind} {how} at the power cycle of {name} by {actor}")
                     return self._spring_power(fault, actor, name, how)
             return None

@@ -124,6 +124,7 @@ class LocalConsul:
         """One request to the local agent."""
         await asyncio.sleep(0.001)
         if self.away:
+            self._machine.world.checks.counts["hit local-consul-away"] += 1
             await asyncio.sleep(2.0)
             raise Unreachable("the local Consul agent does not answer")
         process = self._machine.process
@@ -166,6 +167,7 @@ class SimOutside:
 
     async def _find(self) -> AsyncIterator[list[str]]:
         world = self._machine.world
+        world.checks.counts["hit dns-away"] += bool(world.dns_away)
         if not world.dns_away:
             urls = list(world.net.stations)
             self.rng.shuffle(urls)
@@ -185,6 +187,7 @@ class SimOutside:
         machine.world.checks.obeying(machine, environ.get("REBOOTD_DIRECTIVE", ""))
         await asyncio.sleep(machine.rng.uniform(0.1, 1.0) * machine.world.plan.hook_seconds)
         failing = folder.name in machine.failing
+        machine.world.checks.counts["hit hook-fails"] += failing
         return HookOutcome(ok=not failing, detail="a hook failed" if failing else "")
 
     async def detect(self, environ: Mapping[str, str]) -> Finding:
@@ -322,6 +325,8 @@ class Machine:
         self.next_boot = ""
         if not self.box.up:
             return
+        if how:
+            self.world.checks.counts[f"hit {how}"] += 1
         if how == "hang":
             # Shutdown hangs: the agent is gone, the network is up, nothing happens for long.
             self.kill_agent()

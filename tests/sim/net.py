@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from rebootd.api import machines, table
@@ -152,6 +153,8 @@ class Net:
         self.trouble = Trouble()
         self.stations: dict[str, Station] = {}
         self.messages = 0
+        self.hits: dict[str, int] = defaultdict(int)
+        """How often each trouble took effect."""
         self.on_request: Callable[[Box, Station, str, bytes], None] = lambda *_: None
         self.on_reply: Callable[[Box, Station, str, bytes, Reply], None] = lambda *_: None
         self.on_delivery: Callable[[Box, str, Reply], None] = lambda *_: None
@@ -164,11 +167,15 @@ class Net:
         base = self._latency * (0.5 + self.rng.random())
         if self.trouble.slow and self.rng.random() < self.trouble.slow:
             base += self.rng.random() * self.trouble.slow_by
+            self.hits["hit slow"] += 1
         return base
 
     def lost(self) -> bool:
         """Whether the next message is lost."""
-        return bool(self.trouble.lose) and self.rng.random() < self.trouble.lose
+        if not self.trouble.lose or self.rng.random() >= self.trouble.lose:
+            return False
+        self.hits["hit lossy"] += 1
+        return True
 
     def number(self) -> int:
         """A new call's number."""
@@ -251,8 +258,11 @@ class SimLine:
             if not net.lost():
                 loop.after(net.latency(), call.arrive)
             if net.trouble.repeat and net.rng.random() < net.trouble.repeat:
+                net.hits["hit repeats"] += 1
                 echo = _Call(net, self._box, station, slash + rest, body, headers, _unheard(loop))
                 loop.after(net.latency() + net.rng.random() * 20, echo.arrive)
+        elif station is not None and self._box.up and station.box.up:
+            net.hits["hit partition"] += 1
         timer = loop.call_later(timeout if reachable else min(timeout, CONNECT_TIMEOUT), _expire, answer)
         try:
             return await answer

@@ -79,14 +79,15 @@ class People:
             )
         )
 
-    def move(self, verb: str) -> None:
-        """Pauses, resumes or cancels whatever cycle there is."""
+    def move(self, verb: str, *, every: bool = False) -> None:
+        """Pauses, resumes or cancels the first cycle that there is, or all of them."""
         legal = {"pause": {"running"}, "resume": {"paused", "halted"}, "cancel": {"running", "paused", "halted"}}[verb]
         for cycle in sorted(self.world.checks.cycles.values(), key=lambda c: c.id):
             if cycle.state.value in legal and not (cycle.standing and verb == "cancel"):
                 name = cycle.id
                 self.ask(lambda s, name=name: move_cycle(s, verb, name, BECAUSE))  # type: ignore[misc]
-                return
+                if not every:
+                    return
 
     def halt(self) -> None:
         """Everything stops."""

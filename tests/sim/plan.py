@@ -13,6 +13,7 @@ import yaml
 
 from rebootd.consul.leadership import Tuning
 from tests.sim import features as extra
+from tests.sim.ambushes import LAG
 from tests.sim.features import Features, draw_features, equip, more_faults
 
 START = 1_800_000_000.0
@@ -155,7 +156,16 @@ def _policy(rng: random.Random) -> dict[str, Any]:
 
 
 NETWORK = ("lossy", "slow", "repeats", "cut-agents", "cut-machine", "dns-away")
-STORE = ("store-away", "store-cut", "store-late", "store-loses", "store-twice", "session-ended", "check-flaps")
+STORE = (
+    "store-away",
+    "store-cut",
+    "store-late",
+    "store-loses",
+    "store-twice",
+    "store-stale",
+    "session-ended",
+    "check-flaps",
+)
 PROCESSES = (
     "kill-daemon",
     "kill-daemon",
@@ -212,9 +222,11 @@ AMBUSHES = (
     "ambush-halt",
     "ambush-halt",
     "ambush-hold",
+    "ambush-cancel",
     "ambush-policy",
     "ambush-lock",
     "ambush-session",
+    "ambush-stale",
     "ambush-kill",
     "ambush-kill",
     "ambush-lost",
@@ -234,7 +246,7 @@ KINDS = {
     "network": NETWORK + PEOPLE,
     "store": (*STORE, "kill-leader", "halt", "rack-lock", "hold"),
     "processes": (*PROCESSES, "halt", "rack-lock"),
-    "hosts": (*HOSTS, "kill-leader", "halt"),
+    "hosts": (*HOSTS, "kill-leader", "halt", "start"),
     "locks": (
         "rack-lock",
         "rack-lock",
@@ -306,6 +318,8 @@ def draw(rng: random.Random, plan: Plan, kind: str) -> Fault:
     seconds = round(rng.choice([rng.uniform(0.5, 8.0), rng.uniform(5.0, 60.0), rng.uniform(60.0, 300.0)]), 2)
     if kind in LONG:
         seconds = round(rng.uniform(5.0, 600.0), 2)
+    if kind == "store-stale":
+        seconds = min(seconds, LAG)
     return Fault(at, kind, _target(rng, plan, kind), seconds, _value(rng, kind))
 
 

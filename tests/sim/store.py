@@ -6,6 +6,7 @@ suite holds to the real thing; here are only the ways in which calls get lost, l
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from rebootd.core.errors import Conflict, Denied, OutcomeUnknown, RebootdError, Unreachable
@@ -15,11 +16,16 @@ if TYPE_CHECKING:
     import asyncio
     import builtins
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rebootd.store.memory import MemoryConsul
+    from rebootd.store.memory_faults import View
     from tests.sim.loop import Process, SimLoop
     from tests.sim.net import Box
+
+
+CATCH_UP = 0.5
+"""Seconds within which a watch at a server that lags behind notices that it has caught up."""
 
 
 class StoreTrouble:
@@ -33,7 +39,8 @@ class StoreTrouble:
         self.late = 0.0
         self.late_by = 0.0
         self.twice = 0.0
-        self.stale = 0.0
+        self.stale: View | None = None
+        """What reads that are not consistent are answered from by the one of two servers that lags behind."""
 
 
 class Servers:
@@ -48,6 +55,8 @@ class Servers:
         self.commits = 0
         self.before_commit: Callable[[str, Sequence[Op]], None] = lambda *_: None
         self.before_destroy: Callable[[str, str], None] = lambda *_: None
+        self.hits: dict[str, int] = defaultdict(int)
+        """How often each trouble took effect."""
         self.ambushes: list[Callable[[str, Sequence[Op]], str | None]] = []
         """Asked before each transaction of a daemon; who answers is done. ``lost``: its answer is."""
         self._latency = latency
@@ -92,14 +101,16 @@ class SimStore:
 
     async def get(self, key: str, *, consistent: bool = False, timeout: float = 5.0) -> Entry | None:
         """One key, or None."""
-        entry: Entry | None = await self._ask(lambda: self.servers.consul.entries.get(key), timeout)
+        entry: Entry | None = await self._ask(lambda: self._entries(self._lags(consistent)).get(key), timeout)
         return entry
 
     async def list(
         self, prefix: str, *, consistent: bool = False, timeout: float = 30.0
     ) -> tuple[builtins.list[Entry], int]:
         """Every key under ``prefix``, and the index."""
-        found: tuple[builtins.list[Entry], int] = await self._ask(lambda: self.servers.consul.listing(prefix), timeout)
+        found: tuple[builtins.list[Entry], int] = await self._ask(
+            lambda: self.servers.consul.listing(prefix, self._view(self._lags(consistent))), timeout
+        )
         return found
 
     async def watch(self, prefix: str, index: int, wait: float) -> tuple[builtins.list[Entry], int]:
@@ -111,10 +122,11 @@ class SimStore:
     async def _blocking(self, prefix: str, index: int, wait: float, answer: asyncio.Future[Any]) -> None:
         consul, loop = self.servers.consul, self.servers.loop
         until = loop.time() + wait
-        entries, now = consul.listing(prefix)
+        lags = self._lags()
+        entries, now = consul.listing(prefix, self._view(lags))
         while index and now == index and (left := until - loop.time()) > 0:
-            await consul.changed(prefix, left)
-            entries, now = consul.listing(prefix)
+            await consul.changed(prefix, min(left, CATCH_UP) if self._view(lags) else left)
+            entries, now = consul.listing(prefix, self._view(lags))
         self._reply(answer, (entries, 0 if now < index else now))
 
     async def commit(self, ops: Sequence[Op], *, timeout: float = 5.0) -> dict[str, int]:
@@ -127,9 +139,12 @@ class SimStore:
         delay = servers.latency()
         if trouble.late and rng.random() < trouble.late:
             delay += rng.random() * trouble.late_by
+            servers.hits["hit store-late"] += 1
+        servers.hits["hit store-loses"] += not lands
         if lands and self._reaches():
             servers.loop.after(delay, self._land, ops, answer)
             if trouble.twice and rng.random() < trouble.twice:
+                servers.hits["hit store-twice"] += 1
                 servers.loop.after(delay + rng.random() * 10, self._land, ops, _unheard(servers.loop))
         timer = servers.loop.call_later(timeout, _unknown, answer)
         try:
@@ -140,6 +155,7 @@ class SimStore:
     def _land(self, ops: Sequence[Op], answer: asyncio.Future[Any]) -> None:
         servers = self.servers
         if servers.trouble.away:
+            servers.hits["hit store-away"] += 1
             self._reply(answer, OutcomeUnknown("no quorum"))
             return
         fate = servers.ambushed(self._name, ops)
@@ -204,7 +220,26 @@ class SimStore:
     # --- the way there and back ---------------------------------------------------------------
 
     def _reaches(self) -> bool:
-        return self._box.up and not self._box.cut_store
+        if self._box.cut_store and self._box.up:
+            self.servers.hits["hit store-cut"] += 1
+            return False
+        return self._box.up
+
+    def _lags(self, consistent: bool = False) -> bool:
+        """Whether the server that lags behind answers this call."""
+        servers = self.servers
+        view = servers.trouble.stale
+        if consistent or view is None or servers.rng.random() < 0.5:
+            return False
+        servers.hits["hit store-stale"] += view.index != servers.consul.index
+        return True
+
+    def _view(self, lags: bool) -> View | None:
+        return self.servers.trouble.stale if lags else None
+
+    def _entries(self, lags: bool) -> Mapping[str, Entry]:
+        view = self._view(lags)
+        return self.servers.consul.entries if view is None else view.entries
 
     async def _ask(self, what: Callable[[], Any], timeout: float) -> Any:
         self._owner.here()

@@ -166,6 +166,7 @@ class World:
         net, store = self.net.trouble, self.servers.trouble
         net.lose = net.repeat = net.slow = 0.0
         store.away = 0
+        store.stale = None
         store.lose_request = store.lose_reply = store.late = store.twice = 0.0
         self.dns_away = 0
         self.controllers.trouble.clear()

@@ -2,6 +2,11 @@
 
 A critical check of a *node* (``serfHealth``, ``_node_maintenance``, or one of the fleet's own) takes its services out
 of Consul's answers, so the machine counts as unavailable, whatever its record says.
+
+A check that is critical no longer may have passed, or gone with its node: Consul removes dead servers a few seconds
+after they failed (autopilot's ``CleanupDeadServers``), other nodes after 72 h. So a machine counts as failed until the
+catalog was read after that. A query that hangs, in a server that stands still, says nothing: what has not been
+confirmed for ``WAIT`` and a little is unknown.
 """
 
 from __future__ import annotations
@@ -13,10 +18,10 @@ import msgspec
 import structlog
 
 from rebootd.coordinator.gates.tools import decoded
-from rebootd.core.errors import RebootdError
+from rebootd.core.errors import RebootdError, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from rebootd.coordinator.fleet import Fleet
     from rebootd.coordinator.gates.sight import Sight
@@ -27,7 +32,10 @@ log = structlog.get_logger(__name__)
 PATH = "/v1/health/state/critical"
 OUT_MARK = "rebootd"
 MAINTENANCE = "_node_maintenance"
-WAIT = 30.0
+WAIT = 10.0
+"""Seconds of one blocking query; Consul adds up to a sixteenth."""
+LATE = 3.0
+"""Seconds that an answer may then still take."""
 PAUSE = 0.5
 """Seconds between two answers: in a large fleet some check changes all the time."""
 FAULT = "health"
@@ -70,13 +78,24 @@ def _why(check: _Check) -> str:
 
 
 class HealthWatch:
-    """Keeps ``fleet.failing`` true for as long as a leadership lasts."""
+    """Keeps ``fleet.failing`` true for as long as a leadership lasts.
 
-    def __init__(self, fleet: Fleet, sight: Sight, dirty: asyncio.Event, wall: Callable[[], float]) -> None:
+    ``look_up`` reads the catalog into the fleet and says whether it could.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        sight: Sight,
+        dirty: asyncio.Event,
+        wall: Callable[[], float],
+        look_up: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._fleet = fleet
         self._sight = sight
         self._dirty = dirty
         self._wall = wall
+        self._look_up = look_up
         # What is unknown is not safe: until the first answer nobody goes.
         fleet.faults[FAULT] = "Consul's node checks have not been read yet"
 
@@ -85,7 +104,7 @@ class HealthWatch:
         index = 0
         while True:
             try:
-                failing, index = await self._sight.failing(index, WAIT)
+                failing, index = await self._read(index)
             except RebootdError as error:
                 log.warning("health-unreadable", error=str(error))
                 self._fleet.faults[FAULT] = f"Consul's node checks cannot be watched: {error}"
@@ -95,6 +114,19 @@ class HealthWatch:
                 if self._fleet.faults.pop(FAULT, None) is not None or failing != self._fleet.failing:
                     self._take(failing)
             await asyncio.sleep(PAUSE)
+
+    async def _read(self, index: int) -> tuple[dict[str, str], int]:
+        limit = WAIT * 17 / 16 + LATE
+        try:
+            async with asyncio.timeout(limit):
+                failing, now = await self._sight.failing(index, WAIT)
+                left = self._fleet.failing.keys() - failing.keys()
+                # Who has left the catalog has no checks any more; after a gap in the watch that may be anybody.
+                if (not index or left & self._fleet.machines.keys()) and not await self._look_up():
+                    raise Unreachable("the catalog cannot be read")
+        except TimeoutError:
+            raise Unreachable(f"no answer within {limit:g} s") from None
+        return failing, now
 
     def _take(self, failing: dict[str, str]) -> None:
         known, now = self._fleet.failing_since, self._wall()

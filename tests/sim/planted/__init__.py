@@ -5,14 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from tests.sim.planted import agents, beside, coordinators, cores
+from tests.sim.planted import agents, coordinators, cores, gates, pace, power, records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.sim.planted.kind import Planted
 
-PLANTED: dict[str, Planted] = {p.name: p for p in (*cores.ALL, *beside.ALL, *coordinators.ALL, *agents.ALL)}
+WHERE = (cores, gates, power, pace, records, coordinators, agents)
+PLANTED: dict[str, Planted] = {planted.name: planted for where in WHERE for planted in where.ALL}
 
 
 @contextmanager

@@ -111,6 +111,21 @@ def _locks_kept() -> Patches:
     return [mock.patch.object(decide, "unlocks_of", lambda _v, steps, _a: (steps, ()))]
 
 
+def _stale_load() -> Patches:
+    """A new leader reads without asking whether the server that answers is up to date."""
+    load = leader.Leader._load
+
+    async def hasty(self: Any) -> None:
+        store = self._store
+        self._store = mock.Mock(list=lambda prefix, **_: store.list(prefix))
+        try:
+            await load(self)
+        finally:
+            self._store = store
+
+    return [mock.patch.object(leader.Leader, "_load", hasty)]
+
+
 def _cycles_unwatched() -> Patches:
     from rebootd.coordinator.follow import Follower
 
@@ -136,6 +151,7 @@ ALL = (
         _always_speaks,
         "everything",
     ),
+    Planted("barrier-read-is-stale", "what a new leader loads may be old", _stale_load, "ambushes"),
     Planted("locks-never-released", "racks stay locked for ever", _locks_kept),
     Planted("cycles-not-loaded", "a new leader knows no cycles", _cycles_unwatched, "processes"),
 )

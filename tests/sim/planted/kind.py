@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,3 +19,8 @@ class Planted:
     what: str
     patches: Callable[[], Iterable[AbstractContextManager[Any]]]
     profile: str = ""
+
+
+def put(where: Any, name: str, value: Any) -> Callable[[], list[AbstractContextManager[Any]]]:
+    """One attribute is another."""
+    return lambda: [mock.patch.object(where, name, value)]

@@ -1,0 +1,310 @@
+"""The leader in the place of agents: FleetLock clients of one rack and of two, leaders that change, and what bars them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rebootd.core.errors import Refused
+from rebootd.core.fleetlock_record import Call, Word
+from rebootd.core.model import Permit, State
+from rebootd.core.operations import clear_quarantine, forget, halt, hold, release, unhalt
+from rebootd.core.operations_inputs import Because
+from rebootd.core.operations_policy import apply_policy
+from tests.coordinator.lab import Host, Lab, eventually, record, start
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rebootd.coordinator.leader import Leader
+
+RACKS = {"r1": ["a1", "a2"], "r2": ["b1", "b2"]}
+ON = "fleetlock: {enabled: true}\nsettle: 0s\n"
+BECAUSE = Because(by="test", reason="a test")
+
+
+async def policy(leader: Leader, text: str) -> None:
+    await leader.apply(lambda s: apply_policy(s, text, BECAUSE))
+
+
+@asynccontextmanager
+async def leading(lab: Lab, text: str = ON) -> AsyncIterator[Leader]:
+    async with lab.leader() as leader:
+        await policy(leader, text)
+        yield leader
+
+
+async def ask(leader: Leader, client: str, *, steady: bool = False, group: str = "default") -> Word:
+    name = await leader.clients.machine(client)
+    return await leader.clients.ask(name, Call(client, group, steady))
+
+
+async def pre(leader: Leader, client: str) -> Word:
+    return await ask(leader, client)
+
+
+async def back(leader: Leader, client: str) -> Word:
+    return await ask(leader, client, steady=True)
+
+
+def permit(leader: Leader, name: str) -> Permit:
+    found = record(leader, name).permit
+    assert found is not None
+    return found
+
+
+async def test_from_the_first_call_to_the_reboot_and_back() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        assert (await back(leader, "a1")).granted
+        await eventually(lambda: record(leader, "a1").state is State.IN_SERVICE)
+        first = record(leader, "a1")
+        assert (first.rack, first.labels["fleetlock"], first.permit) == ("r1", "default", None)
+        word = await pre(leader, "a1")
+        assert (word.granted, word.state) == (True, "rebooting"), word
+        assert 55 < word.valid_for <= 60
+        given = permit(leader, "a1")
+        assert given.boot_id == first.boot_id == record(leader, "a1").boot_id
+        # Asked again, as a client does that heard nothing: the same permit, and not another one.
+        assert (await pre(leader, "a1")).granted
+        assert permit(leader, "a1") == given
+        assert (await back(leader, "a1")).granted
+        await eventually(lambda: record(leader, "a1").state is State.IN_SERVICE)
+        after = record(leader, "a1")
+        assert after.boot_id != first.boot_id
+        assert (after.boots, after.permit, after.planned) == ((first.boot_id,), None, False)
+        assert after.outcomes == {"fleetlock": "rebooted"}
+        version = after.version
+        assert (await back(leader, "a1")).granted
+        assert record(leader, "a1").version == version
+        assert not [e for k, e in lab.consul.entries.items() if k.endswith("/.lock") and e.session]
+
+
+async def served(leader: Leader, *clients: str) -> None:
+    for client in clients:
+        assert (await back(leader, client)).granted
+        await eventually(lambda c=client: record(leader, c).state is State.IN_SERVICE)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("other", ["a2", "b1"])
+async def test_one_waits_for_the_other(other: str) -> None:
+    """Of one rack the limit holds it, of another rack the number of open racks."""
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        await served(leader, "a1", other)
+        assert (await pre(leader, "a1")).granted
+        refused = await pre(leader, other)
+        assert (refused.granted, refused.kind) == (False, "limit" if other == "a2" else "racks")
+        assert "a1" in refused.why
+        assert record(leader, other).state is State.IN_SERVICE
+        assert (await back(leader, "a1")).granted
+        # Its wish was remembered: it is taken out without being asked again, and waits for its client.
+        await eventually(lambda: record(leader, other).state is State.DRAINED)
+        assert record(leader, other).permit is None
+        assert (await pre(leader, other)).granted
+        await served(leader, other)
+        assert [m.boots != () for m in leader.fleet.machines.values()] == [True, True]
+
+
+async def test_every_leader_goes_on_where_the_last_one_died() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        await served(leader, "a1", "a2")
+        assert (await pre(leader, "a1")).granted
+        given = permit(leader, "a1")
+        assert not (await pre(leader, "a2")).granted
+    async with leading(lab) as leader:
+        assert record(leader, "a1").state is State.REBOOTING
+        assert not (await pre(leader, "a2")).granted
+        # The answer of the dead leader may have been lost: the client asks again, and no second permit is made.
+        assert (await pre(leader, "a1")).granted
+        assert permit(leader, "a1").nonce == given.nonce
+    async with leading(lab) as leader:
+        assert (await back(leader, "a1")).granted
+        await eventually(lambda: record(leader, "a2").state is State.DRAINED)
+    async with leading(lab) as leader:
+        # A drain is brought back by halts and limits, not by a new leader.
+        assert (await pre(leader, "a2")).granted
+    async with leading(lab) as leader:
+        await served(leader, "a2", "a1")
+    boots = [leader.fleet.machines[name].boots for name in ("a1", "a2")]
+    assert [len(b) for b in boots] == [1, 1]
+
+
+async def test_a_client_that_is_back_by_itself_withdraws_its_wish() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        await served(leader, "a1", "a2")
+        assert (await pre(leader, "a1")).granted
+        assert not (await pre(leader, "a2")).granted
+        assert (await back(leader, "a2")).granted
+        assert record(leader, "a2").fleetlock.asked == 0  # type: ignore[union-attr]  # it has a client
+        await served(leader, "a1")
+        await asyncio.sleep(0.3)
+        assert (record(leader, "a2").state, record(leader, "a2").cycle) == (State.IN_SERVICE, "")
+        # Drained, and then back without a reboot: it comes back as it went.
+        await policy(leader, ON + "permit: {valid: 1s}\n")
+        assert (await pre(leader, "a1")).granted
+        assert not (await pre(leader, "a2")).granted
+        assert (await back(leader, "a1")).granted
+        await eventually(lambda: record(leader, "a2").state is State.DRAINED)
+        assert (await back(leader, "a2")).granted
+        await eventually(lambda: record(leader, "a2").state is State.IN_SERVICE)
+        assert record(leader, "a2").boots == ()
+
+
+async def test_a_wish_that_nobody_repeats_is_forgotten() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab, ON.replace("true", "true, wish: 1s")) as leader:
+        await served(leader, "a1", "a2")
+        assert (await pre(leader, "a1")).granted
+        assert not (await pre(leader, "a2")).granted
+        await eventually(lambda: record(leader, "a2").reboot_required.value == "no")
+        await served(leader, "a1")
+        assert record(leader, "a2").state is State.IN_SERVICE
+
+
+async def test_a_hold_keeps_it_and_says_so() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        await served(leader, "a1")
+        await leader.apply(lambda s: hold(s, "machine", "a1", Because(by="eve", reason="new disk")))
+        await eventually(lambda: record(leader, "a1").state is State.HELD)
+        for word in (await pre(leader, "a1"), await back(leader, "a1")):
+            assert (word.granted, word.kind) == (False, "hold")
+            assert "by eve: new disk" in word.why
+        await leader.apply(lambda s: release(s, "machine", "a1", BECAUSE))
+        await served(leader, "a1")
+
+
+async def test_a_halt_keeps_it_in_and_never_out() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        await served(leader, "a1", "b1")
+        assert (await pre(leader, "a1")).granted
+        await leader.apply(lambda s: halt(s, Because(by="eve", reason="fire")))
+        assert (await pre(leader, "b1")).kind == "halt"
+        # Its permit is good until it ends, which nobody renews.
+        assert (await pre(leader, "a1")).granted
+        assert (await back(leader, "a1")).granted
+        await eventually(lambda: record(leader, "a1").state is State.IN_SERVICE)
+        await leader.apply(lambda s: unhalt(s, BECAUSE))
+        assert (await pre(leader, "b1")).granted
+
+
+async def test_who_never_came_back_is_quarantined_until_a_person_looks() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab, ON + "deadlines: {rebooting: 1s}\n") as leader:
+        await served(leader, "a1", "b1")
+        assert (await pre(leader, "a1")).granted
+        await eventually(lambda: record(leader, "a1").state is State.QUARANTINED)
+        assert (await pre(leader, "b1")).kind == "cycle"
+        word = await back(leader, "a1")
+        assert (word.granted, word.kind) == (False, "quarantine")
+        assert record(leader, "a1").permit is None
+        assert len(record(leader, "a1").boots) == 1
+        await leader.apply(lambda s: clear_quarantine(s, "a1", BECAUSE))
+        await served(leader, "a1")
+        assert len(record(leader, "a1").boots) == 1
+
+
+async def test_a_rack_that_is_unknown_is_listed_and_never_drained() -> None:
+    lab = Lab(RACKS)
+    lab.consul.register_node("stray", {"rack": "no such/rack"})
+    async with leading(lab) as leader:
+        await served(leader, "stray")
+        word = await pre(leader, "stray")
+        assert (word.granted, word.kind) == (False, "no-rack")
+        assert record(leader, "stray").state is State.IN_SERVICE
+
+
+async def test_a_node_names_its_client_in_its_meta() -> None:
+    lab = Lab({"r1": ["a1"]})
+    uuid = "c988d2509fdf4cdcbed39037c56406fb"
+    lab.consul.register_node(
+        "coreos", {"rack": "r9", "role": "web", "fleetlock-id": uuid, "consul-network-segment": ""}
+    )
+    async with leading(lab) as leader:
+        assert await leader.clients.machine(uuid) == "coreos"
+        await ask(leader, uuid, steady=True, group="workers")
+        await eventually(lambda: record(leader, "coreos").state is State.IN_SERVICE)
+        assert record(leader, "coreos").labels == {"role": "web", "fleetlock": "workers"}
+        for unknown in ("coreos", "nobody", uuid.upper()):
+            with pytest.raises(Refused, match="not known to the Consul catalog"):
+                await leader.clients.machine(unknown)
+    lab.consul.register_node("twin", {"rack": "r9", "fleetlock-id": uuid})
+    async with leading(lab) as leader:
+        with pytest.raises(Refused, match="coreos, twin"):
+            await leader.clients.machine(uuid)
+
+
+async def test_a_machine_with_an_agent_is_asked_by_its_agent() -> None:
+    lab, host = Lab(RACKS), Host("a1")
+    async with leading(lab) as leader:
+        await host.join(leader)
+        for word in (await pre(leader, "a1"), await back(leader, "a1")):
+            assert (word.granted, word.kind) == (False, "has-agent")
+        # The other way round: an agent where a client was before is a conflict, until the record is forgotten.
+        await served(leader, "b1")
+        with pytest.raises(Refused, match="two machine-ids"):
+            await Host("b1").report(leader)
+        assert (await pre(leader, "b1")).kind == "conflict"
+
+
+async def test_off_unless_the_policy_lets_it() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        await served(leader, "a1", "b1")
+        assert (await pre(leader, "a1")).granted
+        await policy(leader, "settle: 0s\n")
+        assert (await pre(leader, "b1")).kind == "disabled"
+        assert (await back(leader, "b2")).kind == "disabled"
+        assert "b2" not in leader.fleet.machines
+        # Who is out comes back all the same (S5).
+        await served(leader, "a1")
+
+
+async def test_a_cycle_takes_it_when_its_client_asks_and_does_not_wait_for_it() -> None:
+    lab, host = Lab(RACKS), Host("b1")
+    async with leading(lab) as leader:
+        await served(leader, "a1", "a2")
+        await host.join(leader)
+        await start(leader, "k1")
+        await eventually(lambda: record(leader, "b1").state is State.DRAINING)
+        assert "fleetlock" in [b.kind for b in leader.decision().reasons["a1"]]
+        assert record(leader, "a1").state is State.IN_SERVICE
+        living = asyncio.create_task(host.live(leader))
+        await eventually(lambda: leader.fleet.cycles["k1"].state.value == "done")
+        assert leader.fleet.cycles["k1"].totals == {"selected": 3, "rebooted": 1, "failed": 0, "skipped": 2}
+        living.cancel()
+        # What its kernel is nobody knows, so a target is neither reached nor missed.
+        await start(leader, "k2", selector="fleetlock", target="kernel=6")
+        assert (await pre(leader, "a1")).granted
+        await served(leader, "a1")
+        assert record(leader, "a1").outcomes.get("k2") is None
+
+
+async def test_it_is_forgotten_when_its_client_is_silent() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab, ON.replace("true", "true, wish: 1s")) as leader:
+        await served(leader, "a1")
+        with pytest.raises(Refused, match="still reports"):
+            await leader.apply(lambda s: forget(s, "a1", BECAUSE))
+        await asyncio.sleep(1.1)
+        await leader.apply(lambda s: forget(s, "a1", BECAUSE))
+        assert "a1" not in leader.fleet.machines
+        # It is no ghost: the next call makes a new record.
+        await served(leader, "a1")
+
+
+async def test_two_requests_of_one_client_at_once() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        await served(leader, "a1")
+        words = await asyncio.gather(*(pre(leader, "a1") for _ in range(4)))
+        assert [w.kind for w in words if not w.granted] == ["asked-again"] * 3
+        assert [w.granted for w in words].count(True) == 1
+        assert leader.fleet.calls == {}
