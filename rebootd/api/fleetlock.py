@@ -86,9 +86,10 @@ async def _steady_state(request: web.Request) -> web.StreamResponse:
 
 async def _ask(request: web.Request, *, steady: bool) -> web.StreamResponse:
     query(request)
+    body = await read(request, MAX_BODY)
     if request.headers.get(HEADER) != "true":
         raise InvalidInput(HEADER, request.headers.get(HEADER), "this header with the value true")
-    call = read_call(await read(request, MAX_BODY), steady=steady)
+    call = read_call(body, steady=steady)
 
     async def act(desk: Desk) -> web.StreamResponse:
         name = await desk.clients.machine(call.id)

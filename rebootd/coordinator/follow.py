@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CATALOG_EVERY = 30.0
-"""Seconds between two looks at the catalog's nodes (their racks)."""
-CATALOG_AGAIN = 2.0
-"""Seconds after a look that failed."""
+CATALOG_WAIT = 30.0
+"""Seconds of one blocking query for the catalog's nodes (their racks, and who has left); Consul adds a sixteenth."""
+CATALOG_LATE = 5.0
+"""Seconds that an answer may then still take."""
+CATALOG_PAUSE = 2.0
+"""Seconds between two answers: ten thousand nodes are megabytes."""
 CATALOG = "catalog"
 WATCH_WAIT = 30.0
 WATCH_PAUSE = 0.2
@@ -101,30 +103,40 @@ class Follower:
             _not_before(entry, known.get(entry.key, 0))
 
     async def _catalog(self) -> None:
+        index = 0
         while True:
-            await asyncio.sleep(CATALOG_EVERY if CATALOG not in self._fleet.faults else CATALOG_AGAIN)
-            await self.look_up()
+            index = await self._see_nodes(index) or 0
+            await asyncio.sleep(CATALOG_PAUSE)
             for name in list(self._fleet.asides):
                 # Somebody may have put the record right.
                 await self.read_again(self._keys.machine(name))
 
     async def look_up(self, *, force: bool = False) -> bool:
-        """Learns the catalog's nodes and their racks; whether they could be read."""
+        """Learns the catalog's nodes and their racks now; whether they could be read.
+
+        ``force`` raises the StoreError when nothing is known of it yet.
+        """
+        return await self._see_nodes(0, force=force and not self._fleet.catalog) is not None
+
+    async def _see_nodes(self, index: int, *, force: bool = False) -> int | None:
+        limit = CATALOG_WAIT * 17 / 16 + CATALOG_LATE
         try:
-            nodes = await self._store.nodes()
-        except StoreError as error:
-            log.warning("catalog-unreachable", error=str(error))
-            if force and not self._fleet.catalog:
-                raise
+            async with asyncio.timeout(limit):
+                nodes, now = await self._store.watch_nodes(index, CATALOG_WAIT)
+        except (StoreError, TimeoutError) as error:
+            said = str(error) or f"no answer within {limit:g} s"
+            log.warning("catalog-unreachable", error=said)
+            if force:
+                raise error if isinstance(error, StoreError) else Unreachable(said) from error
             # Who left it meanwhile would count as available: what is unknown is not safe.
-            self._fleet.faults[CATALOG] = f"Consul's catalog cannot be read: {error}"
+            self._fleet.faults[CATALOG] = f"Consul's catalog cannot be read: {said}"
             self._dirty.set()
-            return False
+            return None
         news = self._fleet.catalog_read(nodes, self._wall())
         self._fleet.node_meta = {n.name: n.meta for n in nodes}
         if self._fleet.faults.pop(CATALOG, None) is not None or news:
             self._dirty.set()
-        return True
+        return now
 
     @retry(
         retry=retry_if_exception_type(Unreachable), wait=wait_random_exponential(multiplier=0.1, max=2.0), reraise=True

@@ -1,8 +1,9 @@
 """Forecasts beside the leader's work: one at a time, kept for a while, and never at the cost of that work.
 
-A small fleet's is computed in slices of the leader's loop. A large one's has slices of a third of a second, so it has
-a thread of its own: the core is pure and the snapshot immutable, so nothing is shared that could change. What takes
-too long, or would need too much memory, is given up, and whoever asks is told so.
+A small fleet's is computed in slices of the leader's loop. A large one's has slices of a third of a second, and many
+windows take a tenth to work out, so these have a thread of their own: the core is pure and the snapshot immutable, so
+nothing is shared that could change. What takes too long, or would need too much memory, is given up, and whoever asks
+is told so.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ ASKED_LATELY = 120.0
 SHARE = 5.0
 """A computation is followed by at least so many times its own length of rest."""
 LOOK = 2.0
-SMALL = 500
-"""Machines up to which a forecast is computed in the loop: its slices are a few milliseconds then."""
+SMALL = 100
+"""Machines up to which a forecast is computed in the loop, if there are few windows besides."""
+FEW = 4
+"""Calendar windows up to which it is: each costs some milliseconds when its days are worked out for the first time."""
 LONGEST = 60.0
 """Seconds after which a forecast is given up."""
 ROWS = 200_000
@@ -71,7 +74,8 @@ class Forecasts:
             if machines * cycles > ROWS:
                 raise Refused(f"a forecast of {machines} machines in {cycles} cycles would need too much memory")
             slices = forecast(snapshot, extra.id if extra is not None else cycle_id)
-            return await (_in_slices(slices) if machines <= SMALL else _in_thread(slices))
+            small = machines <= SMALL and len(snapshot.policy.windows) <= FEW
+            return await (_in_slices(slices) if small else _in_thread(slices))
 
     def estimate(self, cycle_id: str) -> Estimate | None:
         """What is known of a cycle's end, or why nothing is; asking keeps it current for a while."""

@@ -129,7 +129,11 @@ class Reception:
     def _remark(self, report: Report, now: float) -> None:
         """What no decision is made for at once may still matter to the next: who calls again, and has heard what."""
         before = self._fleet.observed.get(report.name)
-        if before is None or now - before.at > self._fleet.policy.unreachable_after or replace(report, clock=before.report.clock, wait=before.report.wait) != before.report:
+        if (
+            before is None
+            or now - before.at > self._fleet.policy.unreachable_after
+            or replace(report, clock=before.report.clock, wait=before.report.wait) != before.report
+        ):
             self.remarked()
 
     def _answer(self, report: Report, decision: Decision) -> Answer:

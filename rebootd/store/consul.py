@@ -58,6 +58,7 @@ class _Listed(msgspec.Struct, rename="pascal"):
 
 
 _PAIRS = msgspec.json.Decoder(list[_Pair])
+NODES = "/v1/catalog/nodes"
 _NODES = msgspec.json.Decoder(list[_Listed])
 _META = msgspec.json.Decoder(dict[str, str] | None)
 
@@ -92,9 +93,7 @@ class ConsulStore:
 
         An ``index`` of 0 or a ``wait`` of 0 answers at once.
         """
-        params: builtins.list[tuple[str, Any]] = []
-        if index > 0 and wait > 0:
-            params = [("index", index), ("wait", milliseconds(max(wait, 0.001)))]
+        params = _blocking(index, wait)
         entries, now = await self._list(prefix, params, None if params else 30.0)
         return entries, now if now >= index else 0
 
@@ -206,11 +205,14 @@ class ConsulStore:
 
     async def nodes(self, *, timeout: float = 30.0) -> builtins.list[Node]:
         """The nodes of the catalog, with their meta."""
-        response = await self._read("/v1/catalog/nodes", [], timeout)
-        try:
-            return _nodes(_NODES.decode(response.body))
-        except msgspec.DecodeError as error:
-            raise Unreachable(f"an answer that cannot be read: {error}") from error
+        return _nodes(await self._read(NODES, [], timeout))
+
+    async def watch_nodes(self, index: int, wait: float) -> tuple[builtins.list[Node], int]:
+        """As ``nodes``, when something changed after ``index`` or ``wait`` seconds (and Consul's jitter) passed."""
+        blocking = _blocking(index, wait)
+        response = await self._read(NODES, blocking, None if blocking else 30.0)
+        now = _index(response, NODES)
+        return _nodes(response), now if now >= index else 0
 
     async def close(self) -> None:
         """Ends every connection."""
@@ -225,12 +227,7 @@ class ConsulStore:
             # Consul leaves out what the token may not read: without rights a full store looks empty. A plain read of
             # the prefix itself is refused then.
             await self._read(f"/v1/kv/{prefix}", [], timeout)
-        try:
-            index = int(response.headers["X-Consul-Index"])
-        except (KeyError, ValueError) as error:
-            raise Unreachable(f"GET {prefix}: an answer without X-Consul-Index") from error
-        # Consul's page on blocking queries: an index must be greater than 0.
-        return entries, max(index, 1)
+        return entries, _index(response, prefix)
 
     async def _read(self, path: str, params: builtins.list[tuple[str, Any]], timeout: float | None) -> Response:
         response = await self.client.http.request("GET", path, params, None, timeout)
@@ -245,6 +242,21 @@ class ConsulStore:
             return await self.client.http.request(method, path, None, body, timeout)
         except OutcomeUnknown as error:
             raise Unreachable(str(error)) from error
+
+
+def _blocking(index: int, wait: float) -> list[tuple[str, Any]]:
+    if index <= 0 or wait <= 0:
+        return []
+    return [("index", index), ("wait", milliseconds(max(wait, 0.001)))]
+
+
+def _index(response: Response, what: str) -> int:
+    try:
+        index = int(response.headers["X-Consul-Index"])
+    except (KeyError, ValueError) as error:
+        raise Unreachable(f"GET {what}: an answer without X-Consul-Index") from error
+    # Consul's page on blocking queries: an index must be greater than 0.
+    return max(index, 1)
 
 
 def _consistency(consistent: bool) -> list[tuple[str, Any]]:
@@ -267,7 +279,11 @@ def _entries(response: Response) -> list[Entry]:
     return entries
 
 
-def _nodes(found: list[_Listed]) -> list[Node]:
+def _nodes(response: Response) -> list[Node]:
+    try:
+        found = _NODES.decode(response.body)
+    except msgspec.DecodeError as error:
+        raise Unreachable(f"an answer that cannot be read: {error}") from error
     # Many nodes have the same meta: each is decoded and kept once, which is megabytes in a large fleet.
     metas: dict[bytes, dict[str, str]] = {b"": {}}
     nodes = []

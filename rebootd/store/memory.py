@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rebootd.core.errors import Conflict, Denied, OutcomeUnknown, TooLarge, Unreachable
 from rebootd.store.memory_faults import LOST_REPLY, NEVER, Fate, Faults, View, late
-from rebootd.store.memory_state import MemoryConsul
+from rebootd.store.memory_state import NODES, MemoryConsul
 from rebootd.store.port import MAX_BODY, MAX_OPS, CheckSession, Entry, Lock, Node, Op, Session, Set, Unlock
 
 if TYPE_CHECKING:
@@ -128,6 +128,18 @@ class MemoryStore:
         """The nodes of the catalog, with their meta."""
         await self._reach(timeout)
         return self.consul.nodes()
+
+    async def watch_nodes(self, index: int, wait: float) -> tuple[builtins.list[Node], int]:
+        """Like ``nodes``, once one may have changed since ``index`` or ``wait`` is over."""
+        await self._reach(wait)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait
+        while index and self.consul.nodes_index == index and (left := until - loop.time()) > 0:
+            await self.consul.changed(NODES, left)
+            if self._down():
+                raise Unreachable("connection lost")
+        now = self.consul.nodes_index
+        return self.consul.nodes(), 0 if now < index else now
 
     async def close(self) -> None:
         """Nothing to end: there are no connections."""

@@ -38,13 +38,15 @@ from rebootd.store.port import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 MIN_TTL = 10.0
 MAX_TTL = 86_400.0
 MAX_LOCK_DELAY = 60.0
 KEPT_TOMBSTONES = 4096
 SERF = "serfHealth"
+NODES = "\0nodes"
+"""What waits for the catalog waits for this instead of a key."""
 
 
 class MemoryConsul:
@@ -70,6 +72,7 @@ class MemoryConsul:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._lock_delays: dict[str, float] = {}
         self._nodes: dict[str, Node] = {}
+        self.nodes_index = 1
         self._checks: dict[tuple[str, str], str] = {}
         self._watchers: dict[str, dict[asyncio.Future[None], None]] = {}
         self.register_node(node)
@@ -78,19 +81,27 @@ class MemoryConsul:
 
     def register_node(self, name: str, meta: dict[str, str] | None = None, *, address: str = "127.0.0.1") -> None:
         """A node with a live agent (it gets a passing ``serfHealth``), or new meta for one that exists."""
-        self._nodes[name] = Node(name=name, address=address, meta=dict(meta or {}))
+        self._put(Node(name=name, address=address, meta=dict(meta or {})))
         self._checks.setdefault((name, SERF), "passing")
-        self.index += 1
 
     def register_external(self, name: str) -> None:
         """A node without an agent; nothing happens if the name is taken."""
         if name not in self._nodes:
-            self._nodes[name] = Node(name=name, address="127.0.0.1", meta={"external-node": "true"})
-            self.index += 1
+            self._put(Node(name=name, address="127.0.0.1", meta={"external-node": "true"}))
+
+    def _put(self, node: Node) -> None:
+        self._nodes[node.name] = node
+        self._moved()
+
+    def _moved(self) -> None:
+        self.index += 1
+        self.nodes_index = self.index
+        self._wake(self._watchers.get(NODES, ()))
 
     def remove_node(self, name: str) -> None:
         """The node leaves the catalog: its checks and its sessions end."""
-        self._nodes.pop(name, None)
+        if self._nodes.pop(name, None) is not None:
+            self._moved()
         for key in [key for key in self._checks if key[0] == name]:
             del self._checks[key]
         self._end([session for session in self._sessions.values() if session.node == name])
@@ -262,9 +273,13 @@ class MemoryConsul:
             self._tombstones.clear()
         for prefix, waiting in self._watchers.items():
             if any(key.startswith(prefix) for key in changed):
-                for future in waiting:
-                    if not future.done():
-                        future.set_result(None)
+                self._wake(waiting)
+
+    @staticmethod
+    def _wake(waiting: Iterable[asyncio.Future[None]]) -> None:
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
 
     def view(self) -> View:
         """The keys as they stand now; later changes don't touch it."""
@@ -296,7 +311,7 @@ class MemoryConsul:
         """Numbers everything anew from 1, as after a rebuild from an export: no old index is valid any more."""
         ordered = sorted(self.entries.values(), key=lambda entry: (entry.modify_index, entry.key))
         self.entries = {e.key: msgspec.structs.replace(e, modify_index=i) for i, e in enumerate(ordered, 1)}
-        self.index = len(ordered) + 1
+        self.index = self.nodes_index = len(ordered) + 1
         self._floor = 1
         self._tombstones.clear()
         self._store(dict(self.entries))

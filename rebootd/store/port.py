@@ -187,6 +187,10 @@ class Store(Protocol):
         """The nodes of the catalog, with their meta."""
         ...
 
+    async def watch_nodes(self, index: int, wait: float) -> tuple[builtins.list[Node], int]:
+        """Like ``nodes``, once one may have come, gone or changed since ``index`` (0: at once) or ``wait`` is over."""
+        ...
+
     async def close(self) -> None:
         """Ends every connection."""
         ...

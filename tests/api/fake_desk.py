@@ -13,6 +13,7 @@ from rebootd.core.audit import Head
 from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision, MachineStep, directive_id
 from rebootd.core.errors import NotLeader, Refused
+from rebootd.core.fleetlock_record import Call, Word
 from rebootd.core.forecast import Estimate, Forecast, run
 from rebootd.core.model import (
     Cycle,
@@ -51,6 +52,28 @@ class FakeAudit:
     problem = ""
 
 
+class FakeClients:
+    """Fulfils :class:`rebootd.coordinator.desk.Clients`: says ``word``, and keeps what was ``asked``."""
+
+    def __init__(self, desk: FakeDesk) -> None:
+        self._desk = desk
+        self.word = Word(granted=True, state="rebooting", valid_for=60.0)
+        self.asked: list[tuple[str, Call]] = []
+
+    async def machine(self, client: str) -> str:
+        name = client.removeprefix("client-of-")
+        if name not in self._desk.snapshot().machines:
+            raise Refused(f"client {client} is not known to the Consul catalog")
+        return name
+
+    async def ask(self, name: str, call: Call) -> Word:
+        self._desk.snapshot()
+        if self._desk.error is not None:
+            raise self._desk.error
+        self.asked.append((name, call))
+        return self.word
+
+
 class FakeDesk:
     """Fulfils :class:`rebootd.coordinator.desk.Desk` without a store."""
 
@@ -80,6 +103,7 @@ class FakeDesk:
         self.slow = 0.0
         self.asked: list[Asked | None] = []
         self.audit = FakeAudit()
+        self.clients = FakeClients(self)
 
     # ------------------------------------------------------------------------------------------- Desk
 

@@ -64,7 +64,7 @@ async def test_exit_code_3_when_nobody_answers_or_leads(api: Api, ctl: Ctl) -> N
         ran = await ctl("--timeout", "1", *words)
         assert ran.code == 3
         assert time.monotonic() - begun < 8
-    ran = await ctl("status", server="srv:rebootd.invalid@127.0.0.1:9")
+    ran = await ctl("--timeout", "1", "status", server="srv:rebootd.invalid@127.0.0.1:9")
     assert ran.code == 3
 
 

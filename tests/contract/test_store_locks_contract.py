@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -231,3 +232,24 @@ async def test_a_session_that_is_not_renewed_expires(store: Store, prefix: str) 
 
     await eventually(released, "the session to expire", timeout=30)
     assert 9.5 < time.monotonic() - started < 25
+
+
+async def test_who_watches_the_catalog_hears_of_a_node_that_comes(world: World, prefix: str) -> None:
+    store, name = world.store, f"{prefix[:-1]}-new"
+    nodes, first = await store.watch_nodes(0, 30)
+    assert first > 0
+    assert name not in {n.name for n in nodes}
+
+    async def heard() -> int:
+        index = first
+        while True:
+            # A cluster's catalog changes for other reasons, too.
+            nodes, index = await store.watch_nodes(index, 30)
+            if name in {n.name for n in nodes}:
+                return index
+
+    watching = asyncio.create_task(heard())
+    await asyncio.sleep(0.2)
+    assert not watching.done()
+    await store.ensure_lock_node(name)
+    assert await asyncio.wait_for(watching, 10) > first

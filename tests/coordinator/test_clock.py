@@ -41,9 +41,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ticks(leader: Leader, n: int = 5) -> None:
-    """Decisions that began after now."""
+    """Decisions that began after now; with nothing to decide, a leader waits to be called."""
     for _ in range(n):
         before = leader.decision()
+        leader._dirty.set()
         await eventually(lambda before=before: leader.decision() is not before)  # type: ignore[misc]
 
 

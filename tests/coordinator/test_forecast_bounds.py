@@ -12,15 +12,19 @@ import pytest
 from rebootd.api import shapes, views
 from rebootd.cli.ctl_cycle import _estimate
 from rebootd.coordinator import forecasts
+from rebootd.coordinator.leader import LeaderSettings
+from rebootd.core import fit, windows
 from rebootd.core.errors import Refused
 from rebootd.core.forecast import Estimate, estimate_due, forecast, past_errors, with_estimate
 from rebootd.core.model import CycleState
+from rebootd.core.policy import parse_policy
 from tests.coordinator.lab import Host, Lab, eventually, start
-from tests.core.worlds import NOW, cycle, snapshot
+from tests.core.worlds import NOW, cycle, machine, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
+    from rebootd.core.decision import Change
     from rebootd.core.forecast import Forecast
     from rebootd.core.model import Snapshot
 
@@ -93,6 +97,57 @@ async def test_a_large_fleet_s_forecast_never_stops_the_loop(monkeypatch: pytest
         assert (await asked).now
         assert turns > 20
         assert longest < 0.35, "less than one slice"
+
+
+LIMITS = ", ".join(f"{{name: l{i}, selector: 'name=m000{i}*,role in (web,db)', max: 1}}" for i in range(10))
+WAVES = ", ".join(["{size: 2%, soak: 1h}"] * 49 + ["{size: '100%'}"])
+HEAVY = {
+    "all at once": "racks: {open: 40, unavailable: 100%}",
+    "limits": f"racks: {{open: 40, unavailable: 50%}}\nlimits: [{LIMITS}]",
+    "waves": f"waves: [{WAVES}]",
+}
+
+
+def calendar(windows: int) -> str:
+    """Windows that open some hundred times a week."""
+    each = [f"{{name: w{i}, start: '{i},{30 + i} */3 * * *', duration: 20m}}" for i in range(windows)]
+    return f"windows: {{required: true, calendar: [{', '.join(each)}]}}"
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+def test_what_is_computed_in_the_loop_holds_it_for_a_small_part_of_a_tick(heavy: str) -> None:
+    policy = parse_policy(f"{HEAVY[heavy]}\n{calendar(forecasts.FEW)}")
+    machines = [machine(f"m{n:05d}", f"r{n % 40:02d}", labels={"role": "web"}) for n in range(forecasts.SMALL)]
+    cycles = [cycle(f"k{n}", created=NOW - n) for n in range(20)]
+    windows._spells.cache_clear()
+    fit.longest_stretch.cache_clear()
+    slices, longest = real(snapshot(*machines, policy=policy, cycles=cycles)), 0.0
+    done = False
+    while not done:
+        begin = time.thread_time()
+        done = next(slices, None) is None
+        longest = max(longest, time.thread_time() - begin)
+    assert longest < LeaderSettings(id="d1").tick / 5
+
+
+@pytest.mark.parametrize(("many", "elsewhere"), [(0, False), (forecasts.FEW, False), (forecasts.FEW + 1, True)])
+async def test_many_windows_are_worked_out_beside_the_loop(
+    monkeypatch: pytest.MonkeyPatch, many: int, elsewhere: bool
+) -> None:
+    where = []
+
+    def noting(world: Snapshot, cycle_id: str = "") -> Generator[float, None, Forecast]:
+        where.append(threading.current_thread() is threading.main_thread())
+        return (yield from real(world, cycle_id))
+
+    monkeypatch.setattr(forecasts, "forecast", noting)
+    world = snapshot(machine(), policy=parse_policy(calendar(many)), cycles=[cycle()])
+    await forecasts.Forecasts(lambda: world, no_change).of()
+    assert where == [not elsewhere]
+
+
+async def no_change(plan: Callable[[Snapshot], Change]) -> Change:
+    return plan(snapshot())
 
 
 @pytest.mark.usefixtures("anywhere")

@@ -276,6 +276,16 @@ async def test_who_has_failed_counts_so_until_the_catalog_still_has_it() -> None
         assert "m1" in leader.fleet.gone
 
 
+async def test_who_leaves_the_catalog_is_known_at_once() -> None:
+    lab, hosts = Lab({"r1": ["m1", "m2", "m3"]}), [Host(f"m{n}") for n in (1, 2, 3)]
+    async with lab.leader() as leader:
+        await asyncio.gather(*(host.join(leader) for host in hosts))
+        lab.consul.remove_node("m1")
+        await eventually(lambda: "m1" in leader.fleet.gone)
+        lab.consul.register_node("m1", {"rack": "r1"})
+        await eventually(lambda: "m1" not in leader.fleet.gone)
+
+
 def nodes(*names: str) -> list[Node]:
     return [Node(name=n, address=f"10.0.0.{i}", meta={"rack": "r1"}) for i, n in enumerate(names)]
 

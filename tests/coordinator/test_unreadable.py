@@ -16,7 +16,8 @@ from tests.coordinator.lab import Host, Lab, eventually, start
 async def test_a_cycle_waits_for_a_machine_whose_record_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch, new_leader: bool
 ) -> None:
-    monkeypatch.setattr("rebootd.coordinator.follow.CATALOG_EVERY", 0.1)
+    monkeypatch.setattr("rebootd.coordinator.follow.CATALOG_WAIT", 0.1)
+    monkeypatch.setattr("rebootd.coordinator.follow.CATALOG_PAUSE", 0.1)
     lab, hosts = Lab({"r1": ["a1"], "r2": ["a2"]}), [Host("a1"), Host("a2")]
     lab.consul.apply([Set("rebootd/policy", b"racks: {open: 2, unavailable: 2}")])
     async with lab.leader() as leader:

@@ -74,6 +74,7 @@ def test_a_first_machine_leads_to_the_next_ones_of_its_rack() -> None:
 def test_a_report_is_repeated_whatever_its_clock_says_and_whichever_step_it_has_heard_of() -> None:
     said = report(out(State.DRAINING))
     assert repeated(said, replace(said, clock=said.clock + 60, index=said.index + 1, wait=5.0))
+    assert repeated(said, replace(said, doing="drain: drain.d", in_service=not said.in_service))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_report_is_repeated_whatever_its_clock_says_and_whichever_step_it_has_
     [
         {"boot_id": "b2"},
         {"kernel": "6.13"},
-        {"in_service": True},
+        {"in_service": True, "by_hand": "console"},
         {"announced": "reboot"},
         {"by_hand": "console"},
         {"labels": {"role": "db"}},

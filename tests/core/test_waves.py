@@ -326,3 +326,11 @@ def test_the_standing_cycle_needs_an_id_of_its_own() -> None:
     with pytest.raises(InvalidInput) as caught:
         diff_policy(snapshot(*fleet(), cycles=[cycle("k1")]), "standing: {enabled: true, id: k1}")
     assert caught.value.field == "standing.id"
+
+
+def test_one_list_serves_cycles_over_different_machines() -> None:
+    text = "waves: [{machines: role=db, soak: 1h}, {machines: 'role=web, canary', soak: 1h}, {size: 100%}]"
+    web = [machine(f"w{n}", "r1", labels={"role": "web"} | ({"canary": "true"} if n == 2 else {})) for n in (1, 2)]
+    world = snapshot(*web, machine("d1", "r2", labels={"role": "db"}), policy=parse_policy(text),
+                     cycles=[cycle(selector="role=web")])  # fmt: skip
+    assert [step.name for step in decide(world).steps] == ["w2"], "the wave of databases is over, without its soak"

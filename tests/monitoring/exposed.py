@@ -18,6 +18,7 @@ from rebootd.core.gates import Held, Reading, Samples
 from rebootd.core.model import Aside, CycleState, Event, PowerCycle, RackLock, State
 from rebootd.core.policy import parse_policy
 from rebootd.tls.follow import ServerState
+from rebootd.tls.listener import LEFT
 from tests.core.worlds import HALT, NOW, OTHER, OURS, cycle, machine, out, snapshot
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def daemon(world: Snapshot | None) -> str:
             left = State.IN_SERVICE if state is not State.IN_SERVICE else State.ENABLING
             metrics.happened(Event(time=NOW, machine="m1", frm=left.value, to=state.value, cause="cycle k1"), NOW - 9)
             metrics.happened(Event(time=NOW, machine="m1", frm=state.value, to="in-service", cause="enabled"), NOW - 9)
-    failed_handshakes(registry).labels("no certificate was shown").inc()
+    failed = failed_handshakes(registry)
+    for why in ("no certificate was shown", LEFT):
+        failed.labels(why).inc()
     registry.register(TlsCollector(Certificates()))
     decision = decide(world) if world is not None else None
     registry.register(FleetCollector(lambda: (world, decision, 7) if world is not None and decision else None))

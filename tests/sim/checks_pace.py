@@ -40,6 +40,10 @@ class PaceChecks:
         """Its record is gone, and what it remembered."""
         self.over = {key: at for key, at in self.over.items() if key[0] != name}
 
+    def dated(self, name: str, ended: float) -> None:
+        """People wrote into its record when a cycle last ended for it: it may count from then."""
+        self.over.update({key: min(at, ended) for key, at in self.over.items() if key[0] == name})
+
     def drained(self, after: Machine) -> None:
         """A machine was taken out for its cycle."""
         truth = self.truth

@@ -12,6 +12,7 @@ from tests.sim.faults_more import MoreFaults
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.sim.loop import Process
     from tests.sim.machines import Machine
     from tests.sim.plan import Fault
 
@@ -27,6 +28,8 @@ PATIENT = frozenset(
 """What people may do without delaying any machine's return (S5 stays in force)."""
 AT_ONCE = frozenset({"power-cut", "rack-power", "end-lock-session", "kill-leader", "kill-daemon"})
 """Faults that are over as soon as they have happened: S5 counts from when a host is up and a leader leads again."""
+BURNS = 60.0
+"""Seconds in which a fuse of 60 steps has burnt, where anything goes on."""
 AFTERMATH = 120.0
 """Seconds after a fault in which a return may still be delayed by it."""
 
@@ -146,10 +149,19 @@ class Faults(MoreFaults):
         if process is not None:
             process.kill()
 
+    def _light(self, process: Process, fault: Fault) -> None:
+        """It is killed at the await to which it comes after so many steps."""
+        process.fuse = int(fault.value)
+
+        def look() -> None:
+            self.world.checks.counts["hit fuse"] += process.fuse < 0 and not process.alive
+
+        self.world.loop.after(BURNS, look)
+
     def _fuse_leader(self, fault: Fault) -> None:
         leader = self._leader()
         if leader is not None and leader.process is not None:
-            leader.process.fuse = int(fault.value)
+            self._light(leader.process, fault)
 
     def _stop_leader(self, fault: Fault) -> Callable[[], None] | None:
         leader = self._leader()
@@ -176,7 +188,7 @@ class Faults(MoreFaults):
     def _fuse_agent(self, fault: Fault) -> None:
         process = self._machine(fault).process
         if process is not None:
-            process.fuse = int(fault.value)
+            self._light(process, fault)
 
     def _stop_agent(self, fault: Fault) -> Callable[[], None] | None:
         process = self._machine(fault).process

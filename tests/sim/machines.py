@@ -335,14 +335,20 @@ class Machine:
         self.kill_agent()
         self.box.up = False
         self.world.host_down(self)
-        if how == "never":
+        if how == "never" and not self._last_home():
             self.gone = True
             return
-        if how == "stuck":
+        if how in {"never", "stuck"}:
             self.stuck = True
             return
         low, high = self.world.plan.boot_seconds
         self.world.loop.after(self.rng.uniform(low, high), self.boot, how)
+
+    def _last_home(self) -> bool:
+        """Whether all other hosts of daemons are gone for good: this one is repaired, or nobody could ever lead."""
+        homes = {daemon.box.name for daemon in self.world.daemons.values()}
+        machines = self.world.machines
+        return self.name in homes and all(n in machines and machines[n].gone for n in homes - {self.name})
 
     def _hung(self, boots: int) -> None:
         """The shutdown that hung goes on, unless somebody ended it."""

@@ -267,9 +267,12 @@ KINDS = {
 }
 LONG = (
     "halt", "raw-halt", "hold", "hold-rack", "pause", "rack-lock", "policy", "window-close", "clock-jump", "clock-leap",
+    "disk-full",
     "cut-long", "gate-blocks", "gate-away", "detection-breaks", "still-required", "spoil", "small-group",
     "controller-away", "controller-late", "controller-deaf", "controller-silent", "member-down",
 )  # fmt: skip
+NEXT_BOOT = frozenset({"hang", "never", "same-id", "other-rack", "stuck"})
+"""What shows when a machine boots next; what waits for its moment is drawn early, while there is still one to come."""
 SPOILT = (
     "cycle",
     "window",
@@ -314,7 +317,8 @@ SHARES = frozenset({"lossy", "repeats", "slow", "store-late", "store-loses", "st
 
 def draw(rng: random.Random, plan: Plan, kind: str) -> Fault:
     """One fault of a kind, at some time of the plan's first phase."""
-    at = round(rng.uniform(15.0, plan.faults_for), 3)
+    early = kind in NEXT_BOOT or kind.startswith("ambush")
+    at = round(rng.uniform(15.0, plan.faults_for / (2 if early else 1)), 3)
     seconds = round(rng.choice([rng.uniform(0.5, 8.0), rng.uniform(5.0, 60.0), rng.uniform(60.0, 300.0)]), 2)
     if kind in LONG:
         seconds = round(rng.uniform(5.0, 600.0), 2)

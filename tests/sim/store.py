@@ -10,6 +10,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from rebootd.core.errors import Conflict, Denied, OutcomeUnknown, RebootdError, Unreachable
+from rebootd.store.memory_state import NODES
 from rebootd.store.port import Entry, Node, Op, Session
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class SimStore:
         if fate == "lost":
             return
         if servers.trouble.lose_reply and servers.rng.random() < servers.trouble.lose_reply:
+            servers.hits["hit store-loses"] += 1
             return
         self._reply(answer, outcome)
 
@@ -213,6 +215,16 @@ class SimStore:
         """The catalog's nodes."""
         found: builtins.list[Node] = await self._ask(self.servers.consul.nodes, timeout)
         return found
+
+    async def watch_nodes(self, index: int, wait: float) -> tuple[builtins.list[Node], int]:
+        """The catalog's nodes, once one has changed."""
+        consul, loop = self.servers.consul, self.servers.loop
+        nodes, now = await self._ask(lambda: (consul.nodes(), consul.nodes_index), wait + 5.0)
+        until = loop.time() + wait
+        while index and now == index and (left := until - loop.time()) > 0:
+            await consul.changed(NODES, left)
+            nodes, now = await self._ask(lambda: (consul.nodes(), consul.nodes_index), wait + 5.0)
+        return nodes, 0 if now < index else now
 
     async def close(self) -> None:
         """Nothing to end."""

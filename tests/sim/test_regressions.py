@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.sim.features import Features
 from tests.sim.interrupted import small_plan
 from tests.sim.plan import Fault
 from tests.sim.run import Outcome, quiet_logs, run_seed
@@ -53,3 +54,24 @@ def test_a_leader_whose_clock_is_off_takes_nobody_out_for_a_cycle(whose: str, by
 
 def test_a_machine_that_fails_after_its_boot_makes_no_storm() -> None:
     play(Fault(21.0, "post-boot-fails", "m1a", 800.0), faults_for=900.0)
+
+
+def test_a_hold_that_is_written_anew_may_say_another_time() -> None:
+    """The check of reasons (S8) took it for one reason whose time moves."""
+    outcome = play(Fault(21.0, "ambush-hold", "verifying"), Fault(22.0, "ambush-hold", "held"), faults_for=200.0)
+    assert outcome.counts["hit ambush-hold"] == 2
+
+
+def test_a_machine_whose_times_are_edited_may_go_again() -> None:
+    """The check of the standing cycle counted from what had happened, and the leader from what the record says."""
+    outcome = play(
+        Fault(100.002, "edit-stamps", "m1a"),
+        Fault(120.0, "hold", "m1a", 20.0),
+        Fault(160.0, "reboot-required", "m1a"),
+        policy="standing: {enabled: true, every: 2h}\nsettle: 20s\n",
+        features=Features(standing=True),
+        required={"m1a"},
+        cycle_at=1e9,
+        faults_for=900.0,
+    )
+    assert outcome.counts["standing drains"] == 2

@@ -149,6 +149,8 @@ class Truth:
             if ours:
                 self.known.pop(name, None)
             return before, None
+        if before is not None and before.ended != after.ended and not ours:
+            self.pace.dated(name, after.ended - (self.world.true_time() - self.world.loop.now))
         self.records[name] = after
         if ours:
             self.known[name] = after

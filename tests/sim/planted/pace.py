@@ -63,7 +63,7 @@ def _members_first() -> Patches:
 
 
 def _unknown_required() -> Patches:
-    def wants(policy: Any, now: float) -> Any:
+    def wants(policy: Any, _cycle: Any, now: float) -> Any:
         rule = policy.standing
         return lambda m: m.reboot_required is not Tri.NO and m.ended <= now - rule.every and rule.selector.matches(m)
 
@@ -73,8 +73,8 @@ def _unknown_required() -> Patches:
 def _again_and_again() -> Patches:
     real = standing.wants
 
-    def wants(policy: Any, now: float) -> Any:
-        return real(replace(policy, standing=replace(policy.standing, every=0.0)), now)
+    def wants(policy: Any, cycle: Any, now: float) -> Any:
+        return real(replace(policy, standing=replace(policy.standing, every=0.0)), cycle, now)
 
     return [mock.patch.object(where, "wants", wants) for where in (wishes, roll)]
 
