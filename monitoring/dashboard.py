@@ -304,6 +304,12 @@ def _daemons(board: Dashboard) -> None:
             ("max(rebootd_audit_unwritable{FLEET})", "file cannot be written"),
         ),
         lines(
+            "Handshakes",
+            "Waiting for their turn now, by daemon (many after a leader's death), and failed ones per hour by reason.",
+            ("rebootd_tls_handshakes_waiting{FLEET}", "{{instance}} waiting"),
+            ("sum by (reason) (increase(rebootd_tls_handshakes_failed_total{FLEET}[1h]))", "{{reason}}"),
+        ),
+        lines(
             "Notifications",
             "Per hour: what receivers (chat, mail, webhooks) took, did not take, and what was dropped for them.",
             ("sum by (result) (increase(rebootd_notifications_total{FLEET}[1h]))", "{{result}}"),

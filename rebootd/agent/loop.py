@@ -76,6 +76,7 @@ class ReportLoop:
         self._finding = finding
         self._changed = changed
         self._wake = asyncio.Event()
+        self._asking: asyncio.Timeout | None = None
         self._index = 0
         self._complained = -COMPLAIN_EVERY
         self.contact = Contact()
@@ -85,8 +86,11 @@ class ReportLoop:
         """Set when a coordinator has answered a report of an announced shutdown."""
 
     def wake(self) -> None:
-        """Something is to be told at once."""
+        """Something is to be told at once: the request that waits is given up."""
         self._wake.set()
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
         """Reports and obeys, for ever."""
@@ -129,20 +133,16 @@ class ReportLoop:
 
     async def _ask(self, report: Report) -> Answer | None:
         """The answer, or None when there is news to tell first or the machine is going down."""
-        asking = asyncio.create_task(self._coordinators.report(report.name, report))
-        waking = asyncio.create_task(self._wake.wait())
         try:
-            await asyncio.wait({asking, waking}, return_when=asyncio.FIRST_COMPLETED)
-            if asking.done():
-                return None if self._runner.going_down else asking.result()
-            return None
+            async with asyncio.timeout(None) as self._asking:
+                answer = await self._coordinators.report(report.name, report)
+        except TimeoutError:
+            if self._wake.is_set():
+                return None
+            raise
         finally:
-            for task in (asking, waking):
-                task.cancel()
-            # Not awaited itself: suppressing its cancellation could suppress our own.
-            await asyncio.wait({asking, waking})
-            if not asking.cancelled():
-                asking.exception()
+            self._asking = None
+        return None if self._runner.going_down else answer
 
     def _heed(self, answer: Answer) -> None:
         record = self._journal.record

@@ -108,6 +108,11 @@ class Serving:
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{'https' if tls else 'http'}://{shown}:{self.port}"
 
+    @property
+    def handshakes_waiting(self) -> int:
+        """How many handshakes wait for their turn."""
+        return self._turns.waiting
+
     async def renew(self, context: ssl.SSLContext) -> None:
         """New connections get ``context`` from now on; those that are open stay as they are, and none is refused."""
         old = self._servers

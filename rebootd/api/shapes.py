@@ -143,7 +143,9 @@ class Machines(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineShow(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about one machine. ``record`` null: it cannot be read, and ``problem`` says why."""
+    """Everything about one machine. ``record`` null: it cannot be read, and ``problem`` says why. A machine with a
+    FleetLock client has no ``report``; ``seen`` is about when its client called.
+    """
 
     now: float
     name: str

@@ -20,6 +20,7 @@ from rebootd.core.power import spent
 from rebootd.core.selectors import parse_selector
 from rebootd.core.standing import wants
 from rebootd.core.unreadable import awaited
+from rebootd.core.walk import limit_of
 
 if TYPE_CHECKING:
     from rebootd.core.decision import Decision
@@ -31,6 +32,10 @@ SHOWN_ENDED = 3
 
 
 def _seen(snapshot: Snapshot, name: str) -> float | None:
+    record = snapshot.machines.get(name)
+    if record is not None and record.fleetlock is not None:
+        # What is observed of it is what the leader says in its place.
+        return record.fleetlock.called or None
     observation = snapshot.observed.get(name)
     return observation.at if observation is not None else None
 
@@ -93,7 +98,7 @@ def machine(snapshot: Snapshot, decision: Decision, name: str) -> shapes.Machine
         now=snapshot.now,
         name=name,
         record=record,
-        report=observation.report if observation else None,
+        report=observation.report if observation and (record is None or record.fleetlock is None) else None,
         seen=_seen(snapshot, name),
         hold=hold,
         blockers=tuple(decision.reasons.get(name, ())),
@@ -119,7 +124,7 @@ def explanation(snapshot: Snapshot, decision: Decision, name: str) -> shapes.Exp
             blockers=blockers,
             says=_says(snapshot, record, blockers),
         )
-    limit = snapshot.policy.deadlines.of(record.state)
+    limit = limit_of(snapshot.policy, record)
     return shapes.Explanation(
         now=snapshot.now,
         machine=name,

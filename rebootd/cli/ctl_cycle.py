@@ -23,6 +23,7 @@ from rebootd.cli.ctl_common import (
     when,
     with_ctl,
 )
+from rebootd.core.inputs import counted
 from rebootd.core.methods import METHODS
 
 if TYPE_CHECKING:
@@ -177,10 +178,10 @@ def _estimate(s: shapes.CycleShow) -> str:
     if e is not None and e.note:
         return f"none: {e.note} ({ago(e.at, s.now)})"
     if s.cycle.standing:
-        return f"it never ends; {e.to_go} machines to go" if e is not None else "it never ends"
+        return f"it never ends; {counted(e.to_go, 'machine')} to go" if e is not None else "it never ends"
     if e is None:
         return "being computed; see also: rebootctl plan --cycle " + s.cycle.id
-    never = f"; {e.never} machines can never go, see: rebootctl plan --cycle {s.cycle.id}" if e.never else ""
+    never = f"; {counted(e.never, 'machine')} can never go, see: rebootctl plan --cycle {s.cycle.id}" if e.never else ""
     past = f"; past ones were off by {off(s.errors)}" if s.errors else ""
     return f"ends {ends(e, s.now)}{never}, as of {ago(e.at, s.now)}{past}"
 

@@ -157,6 +157,9 @@ def _machine(m: shapes.MachineShow) -> Iterator[RenderableType]:
             rows.append(("permit", f"for boot {r.permit.boot_id} until {when(r.permit.until, now)}"))
         if r.method:
             rows.append(("reboots by", r.method))
+        if r.fleetlock:
+            asks = f"asked for a reboot {ago(r.fleetlock.asked, now)}" if r.fleetlock.asked else "wants no reboot"
+            rows.append(("FleetLock", f"client {r.fleetlock.id} in the place of an agent; it {asks}"))
         if r.nomad:
             was = "drained by others" if r.nomad.foreign else "eligible" if r.nomad.eligible else "not eligible"
             rows.append(("Nomad", f"client {r.nomad.node}, {was} before its drain {when(r.nomad.since, now)}"))

@@ -8,6 +8,7 @@ import click
 
 from rebootd.cli.ctl_client import BAD_INPUT, Trouble
 from rebootd.cli.ctl_common import Ctl, CtlCommand, clock, span, table, text, when, with_ctl
+from rebootd.core.inputs import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -56,7 +57,9 @@ def _plan(f: Forecast) -> Iterator[RenderableType]:
     about = f"cycle {f.cycle}" if f.cycle and f.selector else "all cycles"
     if f.planned:
         windows = f", in {f.windows} window{'s' if f.windows != 1 else ''}" if f.windows else ""
-        yield text(f"{about}: {len(f.planned)} machines to go, the last is back {when(f.last or now, now)}{windows}")
+        yield text(
+            f"{about}: {counted(len(f.planned), 'machine')} to go, the last is back {when(f.last or now, now)}{windows}"
+        )
     else:
         yield text(f"{about}: no machine can go" if f.never else f"{about}: no machine has to go")
     if len(f.cycles) > 1:
@@ -79,7 +82,7 @@ def _plan(f: Forecast) -> Iterator[RenderableType]:
         if len(f.planned) > SHOWN:
             yield text(f"... and {len(f.planned) - SHOWN} more: rebootctl plan --json")
     if f.never:
-        yield text(f"\nnever, as things are: {len(f.never)} machines", "bold red")
+        yield text(f"\nnever, as things are: {counted(len(f.never), 'machine')}", "bold red")
         yield table(("machines", "such as", "because", "who can clear it"), _reasons(f.never), now)
     yield text("\ntakes it that", "bold")
     for said in f.assumes:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rebootd.api import shapes
     from rebootd.core.operations_policy import LimitChange, PolicyDiff
 
+SHOWN = 100
+"""Lines on who is concerned: every cycle can have fifty waves."""
+
 _file = click.argument("file", type=click.File("rb"))
 
 
@@ -65,7 +68,9 @@ def _diff(d: PolicyDiff) -> Iterator[RenderableType]:
     concerned = [*(_row(_limit(x), x.machines, x.examples) for x in d.limits)]
     concerned += [_row(x.what, x.machines, x.examples) for x in d.concerns]
     if concerned:
-        yield table(("concerned", "machines", "such as"), concerned)
+        yield table(("concerned", "machines", "such as"), concerned[:SHOWN])
+    if len(concerned) > SHOWN:
+        yield text(f"... and {len(concerned) - SHOWN} more: rebootctl policy diff --json")
     if d.fleet_wide:
         yield text(("the other fields concern" if concerned else "this concerns") + " every machine")
     elif not concerned:

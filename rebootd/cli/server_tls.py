@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
 
 from rebootd.api.guard import Guard
@@ -45,6 +45,7 @@ class Protection:
     """
 
     def __init__(self, settings: ServerSettings, registry: CollectorRegistry) -> None:
+        self._registry = registry
         self._failed = failed_handshakes(registry)
         self._told: dict[str, tuple[float, int]] = {}
         self._following: asyncio.Task[None] | None = None
@@ -77,6 +78,7 @@ class Protection:
         # Without certificates a SIGHUP has nothing to reload, and must not end the daemon.
         loop.add_signal_handler(signal.SIGHUP, self._tls.kick if self._tls is not None else _nothing)
         if self._tls is not None:
+            waiting_handshakes(self._registry).set_function(lambda: serving.handshakes_waiting)
             self._following = asyncio.create_task(self._tls.run(serving.renew))
 
     async def followed(self) -> None:
@@ -122,6 +124,13 @@ def failed_handshakes(registry: CollectorRegistry) -> Counter:
         "Connections that came to nothing before any request, by reason.",
         ["reason"],
         registry=registry,
+    )
+
+
+def waiting_handshakes(registry: CollectorRegistry) -> Gauge:
+    """The metric of a storm of handshakes: after a leader's death all agents want one."""
+    return Gauge(
+        "rebootd_tls_handshakes_waiting", "Connections that wait for their handshake's turn.", registry=registry
     )
 
 

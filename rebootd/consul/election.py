@@ -9,6 +9,7 @@ proof, because every write is fenced.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from typing import TYPE_CHECKING
@@ -328,7 +329,10 @@ class Election:
             while not leadership.lost.is_set():
                 self._doubt.clear()
                 looks.create_task(self._look(leadership))
-                await self._wait(self._doubt, leadership.lost, timeout=self._tuning.proof_every)
+                # Who ends the leadership cancels this.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._tuning.proof_every):
+                        await self._doubt.wait()
 
     async def _look(self, leadership: Leadership) -> None:
         at = asyncio.get_running_loop().time()

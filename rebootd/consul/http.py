@@ -28,6 +28,7 @@ from rebootd.consul.token import Token
 from rebootd.core.errors import Denied, InvalidInput, OutcomeUnknown, Refused, StoreError, TooLarge, Unreachable
 from rebootd.tls.files import TlsFiles
 from rebootd.tls.follow import Renewed
+from rebootd.tls.words import of_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -162,9 +163,9 @@ class Http:
         try:
             response = await self._once(method, URL(self.uri(path, query), encoded=True), sent, body, limit)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Unreachable(f"{call}: {error}") from error
+            raise Unreachable(f"{call} at {self.settings.address}: {of_service(error)}") from error
         except (TimeoutError, _LostError, aiohttp.ClientError) as error:
-            reason = f"no answer within {limit:g} s" if isinstance(error, TimeoutError) else str(error)
+            reason = f"no answer within {limit:g} s" if isinstance(error, TimeoutError) else of_service(error)
             kind: type[StoreError] = OutcomeUnknown if is_write(method, path) else Unreachable
             raise kind(f"{call}: {reason}") from error
         if response.status == 403:

@@ -14,7 +14,7 @@ from rebootd.core.fleetlock import META, clients, nonce, spent
 from rebootd.core.fleetlock_record import Word
 from rebootd.core.inputs import parse_name
 from rebootd.core.model import State
-from rebootd.core.wire import PermitRequest, Tri
+from rebootd.core.wire import PermitRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -127,11 +127,11 @@ class Clients:
         """The answer to ``pre-reboot``, or None while the machine is on its way."""
         name, blockers = machine.name, self._decision().reasons.get(machine.name, ())
         if machine.state is State.IN_SERVICE:
-            # The wish has to be in the store before anything can be said of it.
-            asked = machine.reboot_required is Tri.YES
-            return self._later(name) if asked and any(b.kind not in SOON for b in blockers) else None
+            # While its wish is not in the store yet, it has a step, and nothing blocks it.
+            return self._later(name) if any(b.kind not in SOON for b in blockers) else None
         held = name in self._fleet.machine_holds or machine.rack in self._fleet.rack_holds
-        if machine.state is State.QUARANTINED or (machine.state is State.HELD and held):
+        soaks = any(b.kind == "soak" for b in blockers)
+        if soaks or machine.state is State.QUARANTINED or (machine.state is State.HELD and held):
             return self._later(name)
         if machine.state not in {State.DRAINED, State.REBOOTING, State.HELD}:
             return None

@@ -237,7 +237,8 @@ class Leader:
         self._vain = self._vain + 1 if tried and len(dropped) == len(tried) else 0
         self._lull.judged(snapshot, idle=idle(decision) and not tried)
         left = frozenset(steps.difference(tried))
-        if left or (len(dropped) < len(tried) and leads_on(decision)):
+        nomad = snapshot.policy.drains.nomad is not None
+        if left or (len(dropped) < len(tried) and leads_on(decision, nomad=nomad)):
             # What landed may have made room: look again at once.
             self._dirty.set()
         return left

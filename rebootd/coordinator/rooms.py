@@ -73,7 +73,7 @@ class Rooms:
         self._power = PowerRoom(fleet, leadership, restarter, wall=wall, apply=apply) if restarter is not None else None
         self._nomad = NomadRoom(fleet, nomad, leadership, dirty, wall=wall) if nomad is not None else None
         self._peers = PeersWatch(fleet, peers, dirty) if peers is not None else None
-        self._silences = SilenceRoom(fleet, alerts, wall=wall) if alerts is not None else None
+        self._silences = SilenceRoom(fleet, alerts, leadership.may_speak, wall=wall) if alerts is not None else None
 
     def start(self, group: asyncio.TaskGroup) -> None:
         """They work for as long as ``group`` lives."""

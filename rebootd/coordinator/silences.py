@@ -120,8 +120,11 @@ def _stamp(at: float) -> str:
 class SilenceRoom:
     """Belongs to one leadership."""
 
-    def __init__(self, fleet: Fleet, alerts: Alerts, *, wall: Callable[[], float]) -> None:
+    def __init__(
+        self, fleet: Fleet, alerts: Alerts, may_speak: Callable[[], bool], *, wall: Callable[[], float]
+    ) -> None:
         self._fleet = fleet
+        self._may_speak = may_speak
         self._alerts = alerts
         self._wall = wall
         self._owner = f"{MINE} {fleet.keys.prefix}"
@@ -171,6 +174,9 @@ class SilenceRoom:
                 now = self._wall()
                 until = {s.machine: s.ends for s in seen if s.machine in wishes}
                 for what in asks(wishes, seen, now):
+                    if what.wanted is None and not self._may_speak():
+                        # Who may have been frozen takes machines for back that the next leader has taken out.
+                        continue
                     await self._alerts.ask(address, self._owner, what)
                     if what.wanted is not None:
                         until[what.wanted.machine] = what.ends

@@ -80,6 +80,10 @@ def spent(machine: Machine) -> bool:
     return machine.permit is not None and machine.permit.boot_id == machine.boot_id
 
 
+Memo = dict[str, "tuple[Machine, Mapping[str, str] | None, bool, Report]"]
+"""What was said of each machine the last time, with what it was made of."""
+
+
 def voices(
     machines: Mapping[str, Machine],
     calls: Mapping[str, Call],
@@ -87,17 +91,34 @@ def voices(
     gone: Mapping[str, float],
     policy: Policy,
     now: float,
+    memo: Memo | None = None,
 ) -> Iterator[tuple[str, Observation]]:
     """What is heard of every machine with a FleetLock client, by name; ``nodes`` is the catalog's meta.
 
-    One that the catalog has no more (``gone``) has been silent since then.
+    One that the catalog has no more (``gone``) has been silent since then. ``memo`` keeps what was said from one time
+    to the next, so that of ten thousand machines only those are looked at closely of which something has changed.
     """
     for name, m in machines.items():
         if m.fleetlock is not None:
-            yield name, voice(name, m, calls.get(name), nodes.get(name), policy, now, gone.get(name, now))
+            enabled = m.since if m.state is State.ENABLING else 0.0
+            report = _said(m, calls.get(name), nodes.get(name), policy, now, {} if memo is None else memo)
+            yield name, Observation(report, gone.get(name, now), enabled)
     for name, call in calls.items():
         if name not in machines and policy.fleetlock.enabled:
-            yield name, voice(name, None, call, nodes.get(name), policy, now, now)
+            yield name, Observation(voice(name, None, call, nodes.get(name), policy, now), now)
+
+
+def _said(
+    m: Machine, call: Call | None, meta: Mapping[str, str] | None, policy: Policy, now: float, memo: Memo
+) -> Report:
+    if call is not None:
+        return voice(m.name, m, call, meta, policy, now)
+    asks, known = wished(m, policy, now), memo.get(m.name)
+    if known is not None and known[0] is m and known[1] is meta and known[2] is asks:
+        return known[3]
+    report = voice(m.name, m, None, meta, policy, now)
+    memo[m.name] = (m, meta, asks, report)
+    return report
 
 
 def voice(
@@ -107,27 +128,25 @@ def voice(
     meta: Mapping[str, str] | None,
     policy: Policy,
     now: float,
-    at: float,
-) -> Observation:
-    """The report of one such machine, heard at ``at``; ``machine`` None: it calls for the first time.
+) -> Report:
+    """The report of one such machine; ``machine`` None: it calls for the first time.
 
     ``call`` is the client's request that waits for its answer. Without ``meta`` rack and labels stay what they were.
     """
     asks = not call.steady if call is not None else machine is not None and wished(machine, policy, now)
     asks = asks and policy.fleetlock.enabled
-    labels = _labels(machine, call, meta)
     boot_id, kind = "", None
     if machine is not None:
         boot_id, kind = machine.boot_id, _RESULTS.get(machine.state)
     if machine is None or (call is not None and call.steady and spent(machine)):
         boot_id = _boot_id(name, machine, now)
-    report = Report(
+    return Report(
         name=name,
         machine_id=machine_id(name),
         boot_id=boot_id,
         rack=rack_name(meta.get("rack", "")) if meta is not None else "",
         chassis=meta.get("chassis", "") if meta is not None else machine.chassis if machine is not None else "",
-        labels=labels,
+        labels=_labels(machine, call, meta),
         reboot_required=Tri.YES if asks else Tri.NO,
         reboot_reasons=(REASON,) if asks else (),
         boot_check=CheckResult("passed"),
@@ -136,8 +155,6 @@ def voice(
         agent="fleetlock",
         index=machine.version if machine is not None else 0,
     )
-    enabled = machine.since if machine is not None and kind is DirectiveKind.ENABLE else 0.0
-    return Observation(report=report, at=at, enabled_at=enabled)
 
 
 def _labels(machine: Machine | None, call: Call | None, meta: Mapping[str, str] | None) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from rebootd.core.gates import Instances, Servers, Verdict, Word, clears, judge
 from rebootd.core.model import Blocker, State
 from rebootd.core.quorums import Group
@@ -130,7 +132,9 @@ class _Judged:
 
     def summary(self) -> Verdict:
         """The gravest verdict on a machine that waits, or else on any that it knows."""
-        return self.worst or self._judge("")
+        if self.worst is None:
+            return self._judge("")
+        return replace(self.worst, kept=self.worst.word is not Word.PASS)
 
 
 def _gravity(verdict: Verdict) -> tuple[int, str]:

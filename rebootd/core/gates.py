@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from rebootd.core.amounts import Amount
-from rebootd.core.inputs import format_duration
+from rebootd.core.inputs import counted, format_duration
 from rebootd.core.policy_gates import ConsulQuorum, ConsulService, Gate, NoAlerts, NomadQuorum, PrometheusQuery
 from rebootd.core.selector_hints import unmatched
 
@@ -95,12 +95,16 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gate says of one machine, and why. ``renewing`` marks an unknown that the next reading will settle."""
+    """What a gate says of one machine, and why. ``renewing`` marks an unknown that the next reading will settle.
+
+    ``kept``: a machine that waits is kept in by it. A gate can be shut for nobody, or for an emergency that goes past.
+    """
 
     gate: str
     word: Word
     what: str
     renewing: bool = False
+    kept: bool = False
 
 
 def judge(
@@ -209,7 +213,7 @@ def _sample(sample: tuple[str, float]) -> str:
 
 def _alerts(value: Firing) -> tuple[Word, str]:
     if value.alerts:
-        return Word.BLOCK, f"{len(value.alerts)} alerts fire: {_some(list(value.alerts))}"
+        return Word.BLOCK, f"{counted(len(value.alerts), 'alert')} firing: {_some(list(value.alerts))}"
     return Word.PASS, "no matching alert fires"
 
 

@@ -131,6 +131,11 @@ def format_duration(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 machine``, ``3 machines``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def parse_name(value: object, field: str) -> str:
     """A name of a machine, rack, cycle, window or limit: ``[A-Za-z0-9._-]+``, at most 128 characters.
 
@@ -218,6 +223,10 @@ def _hint(word: object, known: Iterable[str]) -> str:
     return f" (did you mean {near}?)" if near else ""
 
 
+QUOTES = " (within { }, a value with commas needs quotes)"
+"""``{selector: role in (a,b)}`` is a mapping with the keys ``selector`` and ``b)``."""
+
+
 class Fields:
     """A strict reader of one mapping: every field must be known, and is taken by its own parser.
 
@@ -238,7 +247,8 @@ class Fields:
             if key not in names:
                 plain = isinstance(key, str) and key.isprintable() and key.strip()
                 where = join(path, key[:MAX_NAME] if plain else _REPR.repr(key))
-                raise bad_input(where, value[key], f"a known field: {', '.join(names)}{_hint(key, names)}")
+                hint = _hint(key, names) or (QUOTES if value[key] in ("", None) else "")
+                raise bad_input(where, value[key], f"a known field: {', '.join(names)}{hint}")
 
     def take(self, name: str, parse: Callable[[object, str], T], default: T) -> T:
         """The field parsed by ``parse(value, path)``, or ``default`` when it is not given."""

@@ -13,7 +13,7 @@ from rebootd.core.decision import Change, RecordWrite
 from rebootd.core.emergency import check_emergency, emergency_note
 from rebootd.core.errors import InvalidInput, NotFound, Refused
 from rebootd.core.fleetlock_record import CYCLE as FLEETLOCK
-from rebootd.core.inputs import parse_name
+from rebootd.core.inputs import counted, parse_name
 from rebootd.core.model import Cycle, CycleState, State
 from rebootd.core.operations import audit
 from rebootd.core.operations_inputs import Because, alike
@@ -142,7 +142,7 @@ def start_cycle(
         method=method,
         request=because.request,
     )
-    note = f"selector {cycle.selector}, {size} machines, failure budget {budget}"
+    note = f"selector {cycle.selector}, {counted(size, 'machine')}, failure budget {budget}"
     if method:
         note = f"{note}, {method}"
     if emergency:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rebootd.core.durations import Durations
 from rebootd.core.fit import longest_stretch
 from rebootd.core.fleetlock_record import CYCLE
-from rebootd.core.inputs import DAY, bad_input, format_duration
+from rebootd.core.inputs import DAY, bad_input, counted, format_duration
 from rebootd.core.operations_inputs import alike
 from rebootd.core.selector_hints import unmatched
 
@@ -62,6 +62,6 @@ def _short(policy: Policy, snapshot: Snapshot) -> Iterator[str]:
     if slow:
         longest = format_duration(round(durations.longest(policy)))
         yield (
-            f"windows.calendar: {len(slow)} machines (such as {min(slow)}) are expected to take up to {longest}, "
+            f"windows.calendar: {counted(len(slow), 'machine')} (such as {min(slow)}) may take up to {longest}, "
             f"and no window is longer than {format_duration(round(most))}: they would never go"
         )

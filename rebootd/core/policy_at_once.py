@@ -21,6 +21,8 @@ PREFIX = "at once: "
 """What the sentences begin with."""
 FREE = "next"
 """The kind of the reason that says that nothing keeps a machine in."""
+WORDS = {"never": "windows that are too short", "racks": "the number of open racks", "settle": "a leader that settles"}
+"""Kinds of reasons that do not say by themselves what they are."""
 
 
 def at_once(old: Policy, new: Policy, snapshot: Snapshot) -> Iterator[tuple[str, Iterable[str]]]:
@@ -86,5 +88,5 @@ def _about(blockers: tuple[Blocker, ...]) -> dict[str, str]:
             about, _, sentence = b.what.partition(": ")
             found["the limit of its rack" if about.startswith("rack ") else about] = sentence
         elif b.kind != FREE:
-            found[b.kind] = b.what
+            found[WORDS.get(b.kind, b.kind)] = b.what
     return found

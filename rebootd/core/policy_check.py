@@ -28,4 +28,5 @@ def check_limits(policy: Policy, snapshot: Snapshot) -> Iterator[str]:
 
 
 def _never(machines: int) -> str:
-    return f"0 means never: none of these {machines} machines goes out of service by rebootd"
+    who = f"none of these {machines} machines goes" if machines != 1 else "this one machine never goes"
+    return f"0 means never: {who} out of service by rebootd"

@@ -16,6 +16,7 @@ from rebootd.core.policy_at_once import at_once
 from rebootd.core.policy_reboot import method_for
 from rebootd.core.standing import wants
 from rebootd.core.states import WORKING
+from rebootd.core.times import utc
 from rebootd.core.waves import rack_ranks, wave_plan
 from rebootd.core.windows import judge_windows
 
@@ -38,6 +39,7 @@ BY_MACHINE = (
     "waves",
     "drains",
     "reboot",
+    "fleetlock",
     "racks.unavailable",
     "racks.order",
 )
@@ -73,6 +75,7 @@ def concerns(old: Policy, new: Policy, snapshot: Snapshot) -> Iterator[Concern]:
         _silence(old, new, snapshot),
         _drains(old, new, snapshot),
         _methods(old, new, snapshot),
+        _clients(old, new, snapshot),
         at_once(old, new, snapshot),
     )
     for what, found in told:
@@ -178,12 +181,24 @@ def _in_waves(policy: Policy, cycle: Cycle, racks: dict[str, list[Machine]]) -> 
 
 
 def _windows(old: Policy, new: Policy, snapshot: Snapshot) -> Told:
-    """Who fits into no window any more, or does so again."""
+    """What the next windows are, and who fits into none any more, or does so again."""
     if all(getattr(old, f) == getattr(new, f) for f in ("windows", "window_required", "expected", "soak")):
         return
+    until_now, then = (_opens(p, snapshot) for p in (old, new))
+    if then != until_now:
+        yield f"windows: {then} (until now {until_now})", snapshot.machines
     before, after = (_too_slow(p, snapshot) for p in (old, new))
     yield "windows: none is long enough for its reboot", after - before
     yield "windows: one is long enough for its reboot again", before - after
+
+
+def _opens(policy: Policy, snapshot: Snapshot) -> str:
+    verdict = judge_windows(policy, snapshot.windows, snapshot.now)
+    if verdict.open:
+        return f"open until {utc(verdict.until)}" if verdict.until is not None else "open at any time"
+    if verdict.next is None:
+        return "closed, and none is planned: only while an operator opens one (rebootctl window open)"
+    return f"closed, the next opens at {utc(verdict.next)}"
 
 
 def _too_slow(policy: Policy, snapshot: Snapshot) -> set[str]:
@@ -239,3 +254,9 @@ def _methods(old: Policy, new: Policy, snapshot: Snapshot) -> Told:
             groups.setdefault((was, will), []).append(m.name)
     for (was, will), names in sorted(groups.items()):
         yield f"reboot.methods: {will or 'as the host says'} instead of {was or 'as the host says'}", names
+
+
+def _clients(old: Policy, new: Policy, snapshot: Snapshot) -> Told:
+    if old.fleetlock != new.fleetlock:
+        clients = (m.name for m in snapshot.machines.values() if m.fleetlock is not None)
+        yield "fleetlock: it has a FleetLock client", clients

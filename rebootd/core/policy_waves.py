@@ -14,7 +14,7 @@ from rebootd.core.inputs import (
     Fields,
     bad_input,
     format_duration,
-    parse_choice,
+    nearest,
     parse_duration,
     parse_flag,
     parse_name,
@@ -142,9 +142,11 @@ def parse_order(value: object, field: str) -> RackOrder:
     """``name``, ``smallest-first``, or a list of racks that go first, in that order."""
     if isinstance(value, (list, tuple)):
         return RackOrder(parse_names(value, field))
-    if not isinstance(value, str):
-        raise bad_input(field, value, f"one of {', '.join(ORDERS)}, or a list of racks")
-    return RackOrder((), parse_choice(value, field, ORDERS))
+    if isinstance(value, str) and value in ORDERS:
+        return RackOrder((), value)
+    near = nearest(value, ORDERS) if isinstance(value, str) else None
+    hint = f" (did you mean {near}?)" if near else ""
+    raise bad_input(field, value, f"one of {', '.join(ORDERS)}, or a list of racks{hint}")
 
 
 def parse_standing(fields: Fields) -> Standing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from rebootd.core.inputs import bad_input
+from rebootd.core.inputs import bad_input, counted
 from rebootd.core.limits import strangers
 from rebootd.core.model import Blocker, State
 from rebootd.core.selector_hints import unmatched
@@ -81,7 +81,7 @@ class Group:
         if self._small:
             return Blocker(
                 kind="quorum",
-                what=f"quorum group {name} has {total} members and loses its quorum with any one of them",
+                what=f"quorum group {name} has {counted(total, 'member')} and loses its quorum with any one of them",
                 since=self._began,
                 clears=f"an operator: allow_outage: true for {name} in the policy",
             )
@@ -106,8 +106,8 @@ def check_quorums(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
             raise bad_input(
                 f"{path}.allow_outage",
                 "false",
-                f"true, since {quorum.name} has {len(names)} members ({', '.join(sorted(names))}) and loses its quorum "
-                "with any one of them; or a selector that matches at least 3",
+                f"true, since {quorum.name} has {counted(len(names), 'member')} ({', '.join(sorted(names))}) and loses "
+                "its quorum with any one of them; or a selector that matches at least 3",
             )
         elif len(names) >= SMALLEST and quorum.allow_outage:
             warnings.append(f"{path}.allow_outage: changes nothing, {quorum.name} has {len(names)} members")
@@ -116,7 +116,7 @@ def check_quorums(policy: Policy, snapshot: Snapshot) -> tuple[str, ...]:
         if not both:
             continue
         first, second = policy.quorums[one], policy.quorums[other]
-        shown = f"{first.name} and {second.name} share {len(both)} machines (such as {min(both)})"
+        shown = f"{first.name} and {second.name} share {counted(len(both), 'machine')} (such as {min(both)})"
         if first.allow_outage != second.allow_outage:
             raise bad_input(
                 f"quorums[{other}].allow_outage",

@@ -11,6 +11,7 @@ from rebootd.core.durations import looked_at
 from rebootd.core.emergency import quorum_gates
 from rebootd.core.failures import power_loss
 from rebootd.core.gate_view import Safeguards
+from rebootd.core.inputs import counted
 from rebootd.core.limits import Capacity
 from rebootd.core.model import Blocker, CycleState
 from rebootd.core.pace import Pace
@@ -173,7 +174,9 @@ class View:
             )
             if len(failed) > cycle.failure_budget:
                 named = ", ".join(failed[:5])
-                out[cycle.id] = f"{len(failed)} machines failed, {cycle.failure_budget} were tolerated: {named}"
+                out[cycle.id] = (
+                    f"{counted(len(failed), 'machine')} failed, {cycle.failure_budget} were tolerated: {named}"
+                )
         return out
 
 

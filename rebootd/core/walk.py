@@ -12,6 +12,7 @@ from rebootd.core.model import Blocker, Event, Machine, State
 if TYPE_CHECKING:
     from typing import Any
 
+    from rebootd.core.policy import Policy
     from rebootd.core.states import Happening
     from rebootd.core.view import View
     from rebootd.core.wire import Report
@@ -79,19 +80,25 @@ def at_work(m: Machine, report: Report, what: str) -> Blocker:
     return waits(m, "agent", f"{what}: {report.doing[:200]}" if report.doing else what)
 
 
+def limit_of(policy: Policy, m: Machine) -> float | None:
+    """How long (s) the machine's state may last, or None if for ever."""
+    limit = policy.deadlines.of(m.state)
+    if limit is not None and m.state is State.ENABLING:
+        # The soak is time that we ask for, not time that the machine takes.
+        limit += policy.soak
+    if limit is not None and m.state is State.DRAINED and m.fleetlock is not None:
+        # It goes when its client asks once more, and comes back when that does not ask in time.
+        limit = max(limit, policy.fleetlock.wish)
+    return limit
+
+
 def overdue(view: View, m: Machine) -> float:
     """How much too long (s) the machine's state has lasted; 0 when it has not.
 
     A leader counts from its own beginning at the earliest: after an outage of Consul the machines
     must have a chance to call before they are judged.
     """
-    limit = view.snapshot.policy.deadlines.of(m.state)
-    if limit is not None and m.state is State.ENABLING:
-        # The soak is time that we ask for, not time that the machine takes.
-        limit += view.snapshot.policy.soak
-    if limit is not None and m.state is State.DRAINED and m.fleetlock is not None:
-        # It goes when its client asks once more, and comes back when that does not ask in time.
-        limit = max(limit, view.snapshot.policy.fleetlock.wish)
+    limit = limit_of(view.snapshot.policy, m)
     if limit is None:
         return 0.0
     # A stamp from the future was written by a leader whose clock was ahead: it would never be over.

@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from rebootd.core.failures import needs_person
+from rebootd.core.inputs import counted
 from rebootd.core.model import Blocker, State
 from rebootd.core.selectors import parse_selector
 from rebootd.core.states import WORKING
@@ -91,7 +92,7 @@ class WavePlan:
             if self._left[number] or number == last:
                 count, names = len(self._left[number]), nsmallest(NAMED, self._left[number])
                 more = f" and {count - NAMED} more" if count > NAMED else ""
-                why = f"has {count} machines to go: {', '.join(names)}{more}"
+                why = f"has {counted(count, 'machine')} to go: {', '.join(names)}{more}"
                 break
             if self._ended[number]:
                 begins = max(begins, self._ended[number] + wave.soak)

@@ -85,12 +85,24 @@ def _check_start(start: str, field: str) -> None:
     try:
         cron = CronSim(start, datetime(2024, 1, 1, tzinfo=UTC))
     except CronSimError as error:
-        raise bad_input(field, start, f"{accepted} ({error})") from error
+        never = _fires_in_other_months(start)
+        why = ", one that ever fires: no month of these has that day" if never else f" ({error})"
+        raise bad_input(field, start, accepted + why) from error
     # cronsim gives up with StopIteration after 50 years without a match.
     if next(cron, None) is None:
         raise bad_input(field, start, f"{accepted}, one that ever fires")
     if len(cron.minutes) * len(cron.hours) > MAX_OPENINGS:
         raise bad_input(field, start, f"{accepted}, with at most {MAX_OPENINGS} openings a day")
+
+
+def _fires_in_other_months(start: str) -> bool:
+    """Whether only the day and the month do not go together: 30 February."""
+    minute, hour, day, _, weekday = start.split()
+    try:
+        CronSim(f"{minute} {hour} {day} * {weekday}", datetime(2024, 1, 1, tzinfo=UTC))
+    except CronSimError:
+        return False
+    return True
 
 
 def active(window: CalendarWindow, now: float) -> tuple[float, float] | None:

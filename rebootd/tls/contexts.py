@@ -6,7 +6,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from rebootd.core.errors import InvalidInput
-from rebootd.tls.identity import SERVER_NAME
+from rebootd.tls.identity import PATIENT, SERVER_NAME
 from rebootd.tls.words import verification
 
 if TYPE_CHECKING:
@@ -35,11 +35,15 @@ def server_context(files: TlsFiles, field: Field, *, demand: bool) -> ssl.SSLCon
     return context
 
 
-def client_context(files: TlsFiles, field: Field) -> ssl.SSLContext:
-    """A client's context, for connections whose ``server_hostname`` is ``SERVER_NAME``. Raises InvalidInput."""
+def client_context(files: TlsFiles, field: Field, *, patient: bool = False) -> ssl.SSLContext:
+    """A client's context, for connections whose ``server_hostname`` is ``SERVER_NAME``; ``patient`` ones let others
+    shake hands first. Raises InvalidInput.
+    """
     files.check(field)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _fill(context, files, field)
+    if patient:
+        context.set_alpn_protocols([PATIENT, "http/1.1"])
     return context
 
 

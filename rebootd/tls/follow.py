@@ -93,7 +93,7 @@ class Renewed:
 
 
 class ClientTls(Renewed):
-    """The context of a client of daemons."""
+    """The context of an agent, which can wait for its handshake."""
 
     def __init__(self, files: TlsFiles, field: Field, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._field = field
@@ -102,7 +102,7 @@ class ClientTls(Renewed):
         self._first = False
 
     def _load(self, files: TlsFiles) -> ssl.SSLContext:
-        context = client_context(files, self._field)
+        context = client_context(files, self._field, patient=True)
         try:
             prove_client(files, self._field)
         except InvalidInput as error:

@@ -24,6 +24,8 @@ MACHINE, SERVER = "machine", "server"
 ROLES = (MACHINE, *PEOPLE, SERVER)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 NAME_ACCEPTED = "letters, digits, '.', '_', '@' and '-', at most 128, beginning with a letter or digit"
+PATIENT = "rebootd-agent"
+"""What agents name as their protocol (ALPN) in the first words of a handshake: whoever does can wait for his turn."""
 SHOWN = "rebootd.identity"
 """The extra information of a connection that tells whom its certificate names: what :func:`shown` made of it."""
 ACCEPTED = f"exactly one URI {SCHEME}ROLE/NAME, with a ROLE of {', '.join(ROLES)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 
+_NAME, _ADDRESS = 62, 64
 _VERIFY = {
     3: "no revocation list of its authority is at hand",
     7: "its signature is false",
@@ -18,7 +19,8 @@ _VERIFY = {
     23: "it is revoked",
     24: "it was signed by a certificate that is no authority's",
     26: "it is for another purpose (a client's where a daemon's is due, or the other way round)",
-    62: "it is no daemon's: it does not bear the name server.rebootd",
+    _NAME: "it is no daemon's: it does not bear the name server.rebootd",
+    _ADDRESS: "it is for another name or address than the one that was asked",
 }
 """By OpenSSL's X509_V_ERR numbers (see its manual page X509_STORE_CTX_get_error)."""
 
@@ -51,6 +53,11 @@ def why(error: BaseException) -> str:
             return alert(seen)
         seen = inner if isinstance(inner, BaseException) else seen.__cause__ or seen.__context__
     return ""
+
+
+def of_service(error: BaseException) -> str:
+    """What went wrong with a service that is no daemon of ours (Consul, Nomad, what gates ask). Never ``""``."""
+    return why(error).replace(_VERIFY[_NAME], _VERIFY[_ADDRESS]) or str(error) or type(error).__name__
 
 
 def verification(error: ssl.SSLCertVerificationError) -> str:

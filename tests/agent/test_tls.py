@@ -15,6 +15,8 @@ from rebootd.agent.discovery import Discovery
 from rebootd.agent.settings import AgentSettings, validate
 from rebootd.core.errors import Forbidden, InvalidInput
 from rebootd.core.wire import Answer, Report
+from rebootd.tls import authority
+from rebootd.tls.files import TlsFiles
 from tests.agent.fake import problem
 from tests.support.pki import Pki
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from rebootd.tls.files import TlsFiles
 
 REPORT = Report(name="m", machine_id="i", boot_id="b")
 GOOD = msgspec.json.encode(Answer(index=3, epoch=1, state="in-service"))
@@ -120,12 +121,34 @@ def expired(pki: Pki) -> TlsFiles:
     return pki.expired("server", "d1")
 
 
+def early(pki: Pki) -> TlsFiles:
+    return pki.early("server", "d1")
+
+
+def self_signed(pki: Pki) -> TlsFiles:
+    alone = Pki(pki.folder / "alone", name="itself")
+    key = alone.folder / "key.pem"
+    key.touch(mode=0o600)
+    key.write_bytes(alone.authority.key_pem())
+    return TlsFiles(ca=str(pki.ca), cert=str(alone.ca), key=str(key))
+
+
+def of_another_service(pki: Pki) -> TlsFiles:
+    """A server's, of the same authority, that is no daemon's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(authority, "SERVER_NAME", "consul.example")
+        return pki.server()
+
+
 FALSE = {
     machine: "another purpose",
     admin: "another purpose",
     of_another_authority: "not the one that is trusted",
     revoked: "revoked",
     expired: "has expired",
+    early: "not valid yet",
+    self_signed: "self-signed",
+    of_another_service: "no daemon's",
 }
 
 

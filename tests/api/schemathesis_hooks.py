@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import schemathesis
 
+from tests.support.service import CLIENT
+
 if TYPE_CHECKING:
     from schemathesis import Case, DeserializationContext, HookContext, Response
 
@@ -56,6 +58,8 @@ def _mend(body: dict[str, Any], case: Case[Any]) -> None:
     for name in ("epoch", "index", "failure_budget"):
         if isinstance(body.get(name), float):
             body[name] = int(body[name])  # 5.0 is an integer to JSON Schema, and not to us
+    if isinstance(body.get("client_params"), dict):
+        body["client_params"]["id"] = CLIENT
     if "boot_id" in body and case.path_parameters:
         body["name"] = case.path_parameters["name"]
     if "selector" in body:
@@ -66,7 +70,7 @@ def _mend(body: dict[str, Any], case: Case[Any]) -> None:
         body["start"] = None
     if case.path.startswith("/v1/policy"):
         body.clear()
-        body["soak"] = "10m"
+        body |= {"soak": "10m", "fleetlock": {"enabled": True}}
 
 
 def _choose(values: dict[str, Any]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from rebootd.api.fleetlock import KINDS, ROUTES
 from rebootd.core.errors import Denied, NotLeader, OutcomeUnknown, Unreachable
-from rebootd.core.fleetlock_record import Call, Word
+from rebootd.core.fleetlock_record import Call, FleetLock, Word
+from rebootd.core.model import State
+from rebootd.core.policy import parse_policy
 from rebootd.core.wire import Problem
 from rebootd.tls.contexts import client_context
 from tests.api.fake_desk import FakeDesk, FakeOffice, fleet
@@ -106,13 +110,13 @@ async def test_an_unknown_client(path: str, api: Api) -> None:
 @pytest.mark.parametrize(
     "error", [NotLeader("over"), Unreachable("gone"), OutcomeUnknown("?"), Denied("no")], ids=lambda e: type(e).__name__
 )
-async def test_what_is_not_committed_is_no_yes(error: Exception, api: Api) -> None:
+async def test_what_is_not_committed_is_no_yes(error: Exception, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api.desk.error = error
     if isinstance(error, NotLeader):
         # Whoever asks while nobody leads is parked first.
         api.desk.ended = True
         api.office.elect(None)
-        api.office.wait_leader = nobody_leads  # type: ignore[method-assign]
+        monkeypatch.setattr(api.office, "wait_leader", nobody_leads)
     status, answer = await ask(api, PRE, body())
     assert (status, answer["kind"]) == (503, "unavailable")
 
@@ -157,3 +161,17 @@ def test_every_error_has_a_kind() -> None:
         assert route.wording is not None
         worded = route.wording(418, Problem(error="tea"))
         assert msgspec.json.encode(worded) == b'{"kind":"refused","value":"tea"}'
+
+
+async def test_what_people_see_of_such_a_machine(api: Api) -> None:
+    m = api.desk.state.machines["r1m1"]
+    called = m.since + 5
+    theirs = replace(m, fleetlock=FleetLock("c988", called, called), state=State.DRAINED, since=time.time())
+    policy = parse_policy("fleetlock: {enabled: true, wish: 1h}")
+    api.desk.state = replace(api.desk.state, machines={**api.desk.state.machines, "r1m1": theirs}, policy=policy)
+    shown = await api.good("GET", "/v1/machines/r1m1")
+    # Nobody reported: what the leader says in its place is not shown as if it had.
+    assert (shown["report"], shown["seen"], shown["record"]["fleetlock"]["id"]) == (None, called, "c988")
+    told = await api.good("GET", "/v1/machines/r1m1/explain")
+    assert told["deadline"] == pytest.approx(theirs.since + 3600, abs=1)
+    assert told["report_age"] == pytest.approx(time.time() - called, abs=5)

@@ -20,6 +20,7 @@ from rebootd.api.listen import BACKLOG
 from rebootd.api.turns import Turns
 from rebootd.tls.contexts import client_context
 from rebootd.tls.files import TlsFiles
+from rebootd.tls.follow import ClientTls
 from rebootd.tls.identity import SERVER_NAME
 from rebootd.tls.listener import BROKEN_OFF, LEFT, SILENT, SLOW
 from tests.api.raw import call
@@ -40,9 +41,8 @@ def pki(tmp_path: Path) -> Pki:
 
 
 def hello(pki: Pki) -> bytes:
-    """The first words of a client that means it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(pki.ca)
+    """The first words of an agent."""
+    context = ClientTls(pki.issue("machine", "r1m1"), field).context()
     out = ssl.MemoryBIO()
     side = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=SERVER_NAME)
     with suppress(ssl.SSLWantReadError):
@@ -124,12 +124,17 @@ async def test_a_silent_caller_holds_nothing_of_tls(pki: Pki) -> None:
 async def test_more_than_a_hello_is_not_taken_before_its_turn(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     first = Handshake.hear
-    monkeypatch.setattr(Handshake, "hear", lambda self, said: (taken.append(len(said)), first(self, said)))
+
+    def hear(self: Handshake, said: bytes) -> None:
+        taken.append(len(said))
+        first(self, said)
+
+    monkeypatch.setattr(Handshake, "hear", hear)
     held = Turns._go
     monkeypatch.setattr(Turns, "_go", lambda self: None)
     async with secured(pki) as api, call(api.serving.port) as caller:
         caller.send(b"x" * 1_000_000)
-        await until(lambda: bool(api.serving._turns._new))
+        await until(lambda: bool(api.serving._turns.waiting))
         await asyncio.sleep(0.1)  # as long as it is read from, more comes in
         monkeypatch.setattr(Turns, "_go", held)
         api.serving._turns._go()
@@ -140,14 +145,22 @@ async def test_more_than_a_hello_is_not_taken_before_its_turn(pki: Pki, monkeypa
 # ------------------------------------------------------------------------------------------------------------- turns
 
 
-async def test_what_has_begun_goes_first_then_the_newest_and_the_oldest_by_turns() -> None:
+async def test_what_has_begun_goes_first_then_agents_and_others_by_turns() -> None:
     done: list[str] = []
     turns = Turns()
-    for name in ("a", "b", "c", "d"):
-        turns.begin(lambda name=name: done.append(name))  # type: ignore[misc]
-    turns.go_on(lambda: done.append("begun"))
-    await until(lambda: len(done) == 5)
-    assert done == ["begun", "d", "a", "c", "b"]
+
+    def step(name: str) -> Callable[[], None]:
+        return lambda: done.append(name)
+
+    for name in ("a1", "a2", "a3", "a4"):
+        turns.begin(step(name), patient=True)
+    for name in ("o1", "o2"):
+        turns.begin(step(name))
+    assert turns.waiting == 6
+    turns.go_on(step("begun"))
+    await until(lambda: len(done) == 7)
+    assert done == ["begun", "a1", "o1", "a2", "o2", "a3", "a4"]
+    assert turns.waiting == 0
 
 
 async def test_between_two_turns_the_loop_does_its_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +194,7 @@ async def test_an_operator_is_answered_in_the_middle_of_a_storm(pki: Pki, monkey
                 async with client.get(url, ssl=context, server_hostname=SERVER_NAME) as answer:
                     assert answer.status == 200
                     await answer.read()
-            return len(api.serving._turns._new)
+            return api.serving._turns.waiting
 
         await ask(fresh=False)
         callers = [await stack.enter_async_context(call(api.serving.port)) for _ in range(STORM)]
@@ -190,13 +203,13 @@ async def test_an_operator_is_answered_in_the_middle_of_a_storm(pki: Pki, monkey
         monkeypatch.setattr(Turns, "_run", lambda self: None)
         for caller in callers:
             caller.send(said)
-        await until(lambda: len(api.serving._turns._new) == STORM)
+        await until(lambda: api.serving._turns.waiting == STORM)
         monkeypatch.setattr(Turns, "_run", held)
         api.serving._turns._going = False
         api.serving._turns._go()
         assert await ask(fresh=False) > STORM / 2
-        assert await ask(fresh=True) > STORM / 10
-        await until(lambda: not api.serving._turns._new)
+        assert await ask(fresh=True) > STORM / 2
+        await until(lambda: not api.serving._turns.waiting)
 
 
 async def test_the_kernel_keeps_thousands_waiting_and_the_loop_takes_few_at_a_time(pki: Pki) -> None:

@@ -15,7 +15,7 @@ from rebootd.api.route import NDJSON, Route
 from rebootd.api.table import ROUTES
 from tests.api.fake_desk import FakeOffice
 from tests.api.server import running
-from tests.support.service import MACHINES, TOKEN, Service, service
+from tests.support.service import CLIENT, MACHINES, TOKEN, Service, service
 
 if TYPE_CHECKING:
     from tests.api.server import Api
@@ -158,8 +158,9 @@ async def test_no_body_may_be_larger_than_it_says(api: Api) -> None:
 
 def explore(served: Service, folder: Path, *arguments: str) -> None:
     """Lets schemathesis look for answers that the document does not tell of."""
-    for name in MACHINES:
+    for name in sorted(MACHINES.keys() - {CLIENT}):
         served.join(name)
+    served.ask("PUT", "/v1/policy", {"fleetlock": {"enabled": True}})
     served.ask("POST", "/v1/cycles", {"id": "k1", "selector": "*"})
     served.ask("PUT", "/v1/holds/machine/r2m1", {"reason": "a disk"})
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", str(COPY), "--url", served.url]
@@ -178,6 +179,8 @@ def explore(served: Service, folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-20_000:]
     assert f"Tested: {len(ROUTES)}" in done.stdout, done.stdout[-3000:]
     assert served.ask("GET", "/v1/status")["daemon"]["leading"] is True
+    # Not every request of a FleetLock client was refused at the door: one machine has become one.
+    assert served.ask("GET", f"/v1/machines/{CLIENT}")["record"]["fleetlock"]["id"] == CLIENT
     assert "Traceback" not in served.log.read_text()
 
 

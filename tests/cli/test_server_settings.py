@@ -12,6 +12,7 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from rebootd.api.listen import serve
+from rebootd.api.turns import Turns
 from rebootd.cli.server_settings import ServerSettings, server_options, settings_of
 from rebootd.cli.server_tls import Protection
 from rebootd.core.caller import Role
@@ -137,6 +138,26 @@ def test_the_health_check_may_have_a_port_of_its_own(pki: Pki, text: str, host: 
 def test_a_bad_health_address_or_one_that_others_reach_is_refused(pki: Pki, text: str) -> None:
     with pytest.raises(InvalidInput, match="health"):
         settings("--listen", "0.0.0.0:8473", "--health", text, *tls(pki))
+
+
+async def test_handshakes_that_wait_are_shown(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = settings("--listen", "127.0.0.1:0", *tls(pki))
+    registry = CollectorRegistry()
+    protection = Protection(found, registry)
+    serving = await serve(web.Application(), "127.0.0.1", 0, context=protection.context)
+    protection.follow(serving)
+    monkeypatch.setattr(Turns, "_run", lambda _: None)
+    _, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+    try:
+        assert registry.get_sample_value("rebootd_tls_handshakes_waiting") == 0
+        writer.write(b"\x16\x03\x01")
+        async with asyncio.timeout(5):
+            while registry.get_sample_value("rebootd_tls_handshakes_waiting") != 1:
+                await asyncio.sleep(0.01)
+    finally:
+        writer.close()
+        await protection.close()
+        await serving.close()
 
 
 async def test_a_refused_handshake_is_logged_with_its_address_and_not_for_ever(pki: Pki) -> None:

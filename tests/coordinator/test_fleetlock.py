@@ -1,4 +1,4 @@
-"""The leader in the place of agents: FleetLock clients of one rack and of two, leaders that change, and what bars them."""
+"""The leader in the place of agents: FleetLock clients of one rack and of two, under leaders that change."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from rebootd.core.errors import Refused
 from rebootd.core.fleetlock_record import Call, Word
-from rebootd.core.model import Permit, State
+from rebootd.core.model import Machine, Permit, State
 from rebootd.core.operations import clear_quarantine, forget, halt, hold, release, unhalt
 from rebootd.core.operations_inputs import Because
 from rebootd.core.operations_policy import apply_policy
+from rebootd.core.wire import Tri
+from rebootd.store.port import Set
 from tests.coordinator.lab import Host, Lab, eventually, record, start
 
 if TYPE_CHECKING:
@@ -298,6 +301,33 @@ async def test_it_is_forgotten_when_its_client_is_silent() -> None:
         assert "a1" not in leader.fleet.machines
         # It is no ghost: the next call makes a new record.
         await served(leader, "a1")
+
+
+async def test_back_is_not_said_before_it_is_in_the_store() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab) as leader:
+        await served(leader, "a1", "a2")
+        assert (await pre(leader, "a1")).granted
+        assert not (await pre(leader, "a2")).granted
+        lab.store.faults.delay = 0.02
+        for name in ("a2", "a1"):
+            # Somebody writes the record: our next step is refused, and made anew on what stands there now.
+            key = f"rebootd/machines/{name}"
+            entry = lab.consul.entries[key]
+            await lab.store.commit([Set(key=key, value=entry.value + b" ", cas=entry.modify_index)])
+            assert (await back(leader, name)).granted
+            kept = msgspec.json.decode(lab.value(f"machines/{name}"), type=Machine)
+            assert kept.fleetlock is not None
+            assert (kept.fleetlock.asked, kept.permit, kept.reboot_required) == (0.0, None, Tri.NO)
+
+
+async def test_who_soaks_is_back_and_is_not_waited_for() -> None:
+    lab = Lab(RACKS)
+    async with leading(lab, ON + "soak: 10m\n") as leader:
+        assert (await back(leader, "a1")).state == "enabling"
+        async with asyncio.timeout(3):
+            assert (await pre(leader, "a1")).kind == "soak"
+            assert (await back(leader, "a1")).granted
 
 
 async def test_two_requests_of_one_client_at_once() -> None:

@@ -17,7 +17,8 @@ from rebootd.coordinator.silences import Alertmanager
 from rebootd.core import silences
 from rebootd.core.operations_inputs import Because
 from rebootd.core.operations_policy import apply_policy
-from rebootd.core.silences import LASTS
+from rebootd.core.policy import parse_policy
+from rebootd.core.silences import LASTS, Ask, Seen
 from tests.coordinator.lab import Host, Lab, eventually, start
 from tests.support.cluster import free_ports
 from tests.support.programs import alertmanager, ask
@@ -122,6 +123,34 @@ async def test_a_silence_is_extended_while_the_machine_stays_out(alerts: str, mo
         assert standing(alerts)["c1"]["id"] == first["id"]
     # Nobody leads: it ends by itself.
     await eventually(lambda: "c1" not in standing(alerts))
+
+
+class Other:
+    """An Alertmanager with one silence, which another leader made."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.asked: list[Ask] = []
+
+    async def silences(self, address: str, owner: str) -> list[Seen]:
+        self.looks += 1
+        return [] if self.asked else [Seen("s1", "e1", (), time.time() + LASTS)]
+
+    async def ask(self, address: str, owner: str, what: Ask) -> None:
+        self.asked.append(what)
+
+
+async def test_a_leader_that_was_frozen_ends_no_silence_of_the_next_one() -> None:
+    lab, other = Lab({"r1": ["e1"]}), Other()
+    async with lab.leader(alerts=other) as leader:
+        leadership = leader._rooms._leadership
+        leadership._deadline = -1.0  # as after a long sleep: what it knows is old
+        text = "settle: 0\nsilences: {alertmanager: 'http://127.0.0.1:1'}\n"
+        leader.fleet.policy = parse_policy(text)
+        await eventually(lambda: other.looks > 2)
+        assert other.asked == []
+        leadership._deadline = 1e9
+        await eventually(lambda: [a.id for a in other.asked] == ["s1"])
 
 
 async def test_a_dead_alertmanager_slows_no_cycle() -> None:

@@ -73,7 +73,7 @@ def moves_a_cycle(sim: Simulation) -> None:
     if alive:
         cycle = sim.rng.choice(alive)
         verb = sim.rng.choice(["pause", "resume", "resume", "resume", "cancel"])
-        if cycle.state in LEGAL[verb][0]:
+        if cycle.state in LEGAL[verb][0] and not (cycle.standing and verb == "cancel"):
             asked = move_cycle(sim.snapshot(), verb, cycle.id, BECAUSE)
             sim.take_over(asked)
 

@@ -194,7 +194,7 @@ class Simulation:
                 self.rng.choice(list(self.hosts.values())).live(self)
         self._land_locks(decision)
         for cycle, _ in decision.cycles:
-            if not self.mishap(0.2) and self.cycles.get(cycle.id) is snapshot.cycles[cycle.id]:
+            if not self.mishap(0.2) and self.cycles.get(cycle.id) is snapshot.cycles.get(cycle.id):
                 self.cycles[cycle.id] = cycle
         self._answer(snapshot, decision)
         for report in self.late:

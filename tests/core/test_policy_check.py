@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from rebootd.core.operations_policy import diff_policy
+from rebootd.core.errors import InvalidInput
+from rebootd.core.operations_inputs import Because
+from rebootd.core.operations_policy import apply_policy, diff_policy
 from rebootd.core.policy import parse_policy
 from tests.core.worlds import machine, snapshot
 
@@ -91,3 +95,32 @@ def test_a_gate_that_needs_every_instance_means_never() -> None:
     [warning] = diff_policy(FLEET, gate % "100%").warnings
     assert warning.startswith("gates[0].minimum: 100% means never: no machine that runs an instance of web")
     assert diff_policy(FLEET, gate % "99%").warnings == ()
+
+
+REFUSED = {
+    "windows: {calendar: [{name: n, start: 0 0 30 2 *, duration: 1h}]}": (
+        "windows.calendar[0].start", "one that ever fires: no month of these has that day",
+    ),
+    "windows: {calendar: [{name: n, start: 0 25 * * *, duration: 1h}]}": ("windows.calendar[0].start", "(Bad hour)"),
+    "waves: [{machines: rack in (r1,r2)}]": ("waves[0].r2)", "a value with commas needs quotes"),
+    "waves: [{machines: rack=r1}, {racks: [r2]}]": ("waves[1]", "a last wave that takes all that is left"),
+    "waves: [{size: 100%}, {name: late, racks: [r2]}]": ("waves[1]", "no wave after wave-1, which takes all"),
+    "racks: {order: biggest}": ("racks.order", "one of name, smallest-first, or a list of racks"),
+    "quorums: [{name: a, selector: role=web}, {name: b, selector: role=web, allow_outage: true}]": (
+        "quorums[1].allow_outage", "a has that selector",
+    ),
+    "quorums: [{name: a, selector: role=web}, {name: b, selector: name=w1, allow_outage: true}]": (
+        "quorums[1].allow_outage", "false as in quorums[0], or groups that do not overlap",
+    ),
+    "quorums: [{name: a, selector: name=w1}]": ("quorums[0].allow_outage", "loses its quorum with any one of them"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", sorted(REFUSED))
+def test_what_contradicts_itself_or_the_fleet_is_refused_with_field_and_reason(text: str) -> None:
+    field, reason = REFUSED[text]
+    for ask in (diff_policy, partial(apply_policy, because=Because())):
+        with pytest.raises(InvalidInput) as caught:
+            ask(FLEET, text=text)
+        assert caught.value.field == field
+        assert reason in caught.value.accepted

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from rebootd.core.decide import decide
+from rebootd.core.fleetlock_record import FleetLock
 from rebootd.core.gates import Reading, Samples
 from rebootd.core.model import Observation, State
 from rebootd.core.operations_inputs import Because
@@ -130,8 +131,18 @@ def test_windows_that_are_too_short_name_who_would_never_go() -> None:
     short, long = NIGHT % "5m", NIGHT % "2h"
     assert len(told(diff_policy(fleet(), short), "windows: none is long enough for its reboot")) == 7
     assert len(told(diff_policy(fleet(policy=short), long), "windows: one is long enough")) == 7
-    assert whats(diff_policy(fleet(), long)) == []
+    assert len(told(diff_policy(fleet(), long), "windows: closed, the next opens at 2027-01-15T22:00:00Z")) == 7
     assert diff_policy(fleet(), long).fleet_wide
+
+
+def test_windows_say_when_the_next_opens_now_and_then() -> None:
+    [said] = whats(diff_policy(fleet(policy=NIGHT % "1h"), "windows: {required: true}"))
+    assert said.startswith("windows: closed, and none is planned: only while an operator opens one")
+    assert said.endswith("(until now closed, the next opens at 2027-01-15T22:00:00Z)")
+    [said] = whats(
+        diff_policy(fleet(policy=NIGHT % "1h"), "windows: {calendar: [{name: n, start: 0 7 * * *, duration: 2h}]}")
+    )
+    assert said.startswith("windows: open until 2027-01-15T09:00:00Z (until now closed")
 
 
 IN_STATES = {
@@ -172,6 +183,13 @@ def test_who_reboots_by_another_method() -> None:
     diff = diff_policy(world, "reboot: {methods: [{machines: role=web, method: soft-reboot}]}")
     assert told(diff, "reboot.methods: soft-reboot instead of as the host says") == ("w5", "w6")
     assert told(diff, "reboot.methods: soft-reboot instead of kexec") == ("w1", "w2", "w3", "w4")
+
+
+def test_who_has_no_agent() -> None:
+    client = machine("w1", labels=WEB, fleetlock=FleetLock(id="f1"))
+    diff = diff_policy(fleet(client), "fleetlock: {wish: 1h}")
+    assert told(diff, "fleetlock: it has a FleetLock client") == ("w1",)
+    assert not diff.fleet_wide
 
 
 def test_whom_a_standing_cycle_wants_now() -> None:

@@ -9,14 +9,14 @@ import pytest
 from msgspec.structs import replace
 
 from rebootd.core.decide import decide
-from rebootd.core.model import OpenWindow, State
+from rebootd.core.model import State
 from rebootd.core.policy import DEFAULT_POLICY, parse_policy
 from rebootd.core.wake import LONGEST, alike, idle, next_wake
 from rebootd.core.wire import Tri
 from tests.core import simulation
 from tests.core.chaos import POLICIES, disturb, starts_a_cycle
 from tests.core.simulation import Simulation
-from tests.core.worlds import NOW, cycle, machine, out, report, seen, snapshot
+from tests.core.worlds import NOW, cycle, machine, out, seen, snapshot, window
 
 if TYPE_CHECKING:
     from rebootd.core.decision import Decision
@@ -70,7 +70,7 @@ def test_it_wakes_when_a_deadline_runs_out() -> None:
 
 def test_it_wakes_when_a_window_opens_though_that_moment_is_over() -> None:
     policy = parse_policy("windows: {required: true}")
-    world = snapshot(machine("m1"), policy=policy, windows=(OpenWindow("w", NOW + 12, NOW + 99),), cycles=[cycle()])
+    world = snapshot(machine("m1"), policy=policy, windows=(window(NOW + 12, NOW + 99),), cycles=[cycle()])
     assert next_wake(replace(world, now=NOW + 13), NOW) == NOW + 12
 
 

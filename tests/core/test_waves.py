@@ -97,7 +97,7 @@ def test_only_the_canary_goes_first_and_the_others_are_told() -> None:
     assert kinds(decision, "m31") == ["racks", "wave"]
     blocker = decision.reasons["m11"][-1]
     assert "wave 3 of 4 (wave-3)" in blocker.what
-    assert "wave 1 (canary), which has 1 machines to go: m22" in blocker.what
+    assert "wave 1 (canary), which has 1 machine to go: m22" in blocker.what
 
 
 @pytest.mark.parametrize(("ago", "goes"), [(29 * 60, []), (31 * 60, ["m31"])])

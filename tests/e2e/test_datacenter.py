@@ -140,7 +140,8 @@ def test_consul_servers_go_one_by_one_and_only_when_the_others_are_well(desk: De
         desk.rebootctl("cycle", "start", "quorum", "--selector", "role=consul")
         start = time.time()
         while time.time() < start + 8:
-            assert not any(h.name in out(desk) for h in desk.box.plan.consul_servers)
+            gone = [h.name for h in desk.box.plan.consul_servers if h.name in out(desk)]
+            assert not gone, (gone, desk.events()[-12:], desk.rebootctl("explain", "cs1", check=False))
             time.sleep(0.5)
         said = desk.rebootctl("explain", "cs1") + desk.rebootctl("explain", "cs3")
         assert "cs2" in said, said

@@ -15,6 +15,7 @@ from rebootd.agent.client import Coordinators
 from rebootd.agent.journal import Intent, Journal, JournalCorrupt, Record
 from rebootd.agent.settings import AgentSettings
 from rebootd.api import bodies, shapes
+from rebootd.api.fleetlock import ClientParams, LockRequest, read_call
 from rebootd.coordinator import records
 from rebootd.coordinator.ring import Chunk
 from rebootd.core.durations import Durations
@@ -23,6 +24,7 @@ from rebootd.core.model import (
     Cycle,
     CycleState,
     Event,
+    FleetLock,
     Hold,
     Machine,
     OpenWindow,
@@ -66,6 +68,7 @@ REQUESTS: list[msgspec.Struct] = [
     shapes.CycleAsked(id="k1", selector="role=web", failure_budget="5%", skip_gates=("g",)),
     shapes.PlanAsked(selector="*", target="kernel=6"),
     shapes.WindowAsked(duration="2h", start=None),
+    LockRequest(client_params=ClientParams(id="c988d2509fdf4cdcbed39037c56406fb", group="workers")),
 ]
 ANSWERS: list[msgspec.Struct] = [
     ANSWER,
@@ -74,7 +77,7 @@ ANSWERS: list[msgspec.Struct] = [
 RECORDS: list[msgspec.Struct] = [
     Machine(
         name="r1m1", rack="r1", state=State.REBOOTING, since=5.0, boot_id="b", labels={"a": "b"}, outcomes={"k": "x"},
-        permit=Permit("b", "n", 5.0, 3),
+        permit=Permit("b", "n", 5.0, 3), fleetlock=FleetLock("c988", 5.0, 6.0),
     ),
     Cycle(id="r1m1", selector="role=web", target="kernel=6.*", created=1.0, changed=2.0, state=CycleState.RUNNING),
     Hold(kind="machine", name="r1m1", since=1.0, by="me", reason="disk"),
@@ -110,6 +113,27 @@ def test_a_request_is_read_or_refused(request_: msgspec.Struct, data: st.DataObj
         assert len(str(error)) < 400_000  # noqa: PT017  not every input is refused
         return
     assert bodies.decode(decoder, msgspec.json.encode(read)) == read
+
+
+@fuzz
+@given(st.data(), st.booleans())
+@quickly
+def test_a_fleetlock_body_is_a_call_or_refused(data: st.DataObject, steady: bool) -> None:
+    seeds = (text(REQUESTS[-1]), '{"client_params":{"id":"node-1.dc/eu","group":"a.B-9","x":[]},"y":{}}')
+    body = data.draw(nearly(*seeds) | st.binary() | st.just(DEEP))
+    try:
+        call = read_call(body, steady=steady)
+    except InvalidInput as error:
+        assert error.field.split(".")[0].split("[")[0] in {"client_params", "body"}, error  # noqa: PT017
+        return
+    assert call.steady is steady
+    # What goes into records, labels and log lines is short and plain.
+    assert 0 < len(call.id) <= 128
+    assert 0 < len(call.group) <= 128
+    assert (call.id + call.group).isascii()
+    assert (call.id + call.group).isprintable()
+    said = LockRequest(client_params=ClientParams(id=call.id, group=call.group))
+    assert read_call(msgspec.json.encode(said), steady=steady) == call
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=kind)

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rebootd.agent.statefile import AgentState
 from rebootd.agent.textfile import render
-from rebootd.cli.server_tls import TlsCollector, failed_handshakes
+from rebootd.cli.server_tls import TlsCollector, failed_handshakes, waiting_handshakes
 from rebootd.coordinator.metrics import FleetCollector, Metrics
 from rebootd.core.decide import decide
 from rebootd.core.gates import Held, Reading, Samples
@@ -112,6 +112,7 @@ def daemon(world: Snapshot | None) -> str:
     failed = failed_handshakes(registry)
     for why in ("no certificate was shown", LEFT):
         failed.labels(why).inc()
+    waiting_handshakes(registry).set(3)
     registry.register(TlsCollector(Certificates()))
     decision = decide(world) if world is not None else None
     registry.register(FleetCollector(lambda: (world, decision, 7) if world is not None and decision else None))

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tests.sim.enough import too_few
 from tests.sim.plan import PROFILES, make_plan
 from tests.sim.planted import PLANTED, plant
 from tests.sim.run import Outcome, prepare, quiet_logs, run_seed
@@ -108,28 +109,12 @@ def _explain(outcome: Outcome, options: argparse.Namespace) -> None:
     print(f"  replay: python -m tests.sim --seed {outcome.seed} --faults {kept}{more}")
 
 
-LEAST = {"reboots": 1.0, "leaderships": 1.2}
-"""How often things happen in a seed at least, on average over many."""
-LEAST_OF_ALL = LEAST | {
-    "gates passed": 1.0,
-    "quorum members out": 0.5,
-    "wave drains": 0.3,
-    "standing drains": 0.1,
-    "emergency steps": 0.1,
-    "power leaves": 0.02,
-    "forecasts": 0.5,
-}
-"""The same where every kind of seed is drawn: each feature was put to the test."""
-
-
 def enough(counts: Counter[str], seeds: int, profile: str = "") -> int:
-    """A run in which too little happened proves nothing."""
-    least = LEAST if profile else LEAST_OF_ALL
-    few = [what for what, share in least.items() if counts[what] < share * seeds]
-    if seeds >= 20 and few:
+    """Exit code 1 for a run in which too little happened."""
+    few = too_few(counts, seeds, profile)
+    if few:
         print(f"too little happened, this run proves nothing: {', '.join(f'{counts[w]} {w}' for w in few)}")
-        return 1
-    return 0
+    return int(bool(few))
 
 
 if __name__ == "__main__":

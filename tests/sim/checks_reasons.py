@@ -13,6 +13,7 @@ from tests.sim.truth import PREFIX
 if TYPE_CHECKING:
     from rebootd.core.decision import Decision
     from rebootd.core.model import Blocker, Machine, Snapshot
+    from rebootd.core.policy import Policy
     from tests.sim.truth import Truth
 
 MOVES = 0.5
@@ -29,6 +30,7 @@ class ReasonChecks:
         self._epoch = 0
         self._said: dict[str, tuple[tuple[int, float], dict[tuple[str, str], float]]] = {}
         self._offset = 0.0
+        self._policy: Policy | None = None
 
     def decided(self, snapshot: Snapshot, decision: Decision) -> None:
         """A leader decided."""
@@ -37,6 +39,8 @@ class ReasonChecks:
         offset = daemon.box.offset if daemon is not None else 0.0
         if snapshot.epoch != self._epoch or offset != self._offset:
             self._epoch, self._offset, self._said = snapshot.epoch, offset, {}
+        # Another policy divides the fleet into other waves, which have ended at other times.
+        divided, self._policy = snapshot.policy != self._policy, snapshot.policy
         seen: dict[int, dict[tuple[str, str], float]] = {}
         said = {}
         # Who moves on by this decision is told where it comes to. People may have edited a record, and its times.
@@ -53,6 +57,8 @@ class ReasonChecks:
                 # What its agent or its state is about began anew.
                 continue
             for key, since in found.items():
+                if divided and key[0] == "wave":
+                    continue
                 moved_by = abs(since - before[key]) if key in before else 0.0
                 if moved_by > MOVES and not (_fleeting(*key) or self._of_another_hold(machine, key[0], since)):
                     moved = f"since {before[key]:.1f} before and {since:.1f} now"

@@ -49,6 +49,7 @@ def _plan(policy: str, **facts: Any) -> Plan:
 
 
 POWER = "failures: {power: {address: 'https://{name}.bmc.test', after: 5s}}\ndeadlines: {rebooting: 1m, verifying: 1m}"
+QUICK = "deadlines: {draining: 40s, drained: 40s, rebooting: 40s, verifying: 40s, enabling: 40s}"
 PLANS: dict[str, Callable[[], Plan]] = {
     "plain": small_plan,
     "power": lambda: _plan(
@@ -75,8 +76,68 @@ PLANS: dict[str, Callable[[], Plan]] = {
         "quorums: [{name: trio, selector: 'name in (m1a, m1b, m2a)'}]",
         features=Features(sight=True, gates=("prometheus",), quorums=True),
     ),
+    "holds": lambda: _plan(
+        "racks: {unavailable: 2}",
+        boot_seconds=(20.0, 25.0),
+        faults=[
+            Fault(14.0, "hold", "m2b", 60.0),
+            Fault(15.0, "ambush-hold", "drained"),
+            Fault(20.5, "hold", "m1a", 12.0),
+            Fault(30.0, "power-cut", "m2b"),
+            Fault(35.0, "ambush-hold", "verifying"),
+        ],
+    ),
+    "failures": lambda: _plan(
+        f"{QUICK}\nracks: {{unavailable: 2}}",
+        failure_budget=100,
+        faults=[
+            Fault(19.0, "post-boot-fails", "m2a", 300.0),
+            Fault(20.003, "hook-fails", "m1a", 120.0),
+            Fault(20.004, "stop-agent", "m1b", 60.0),
+        ],
+    ),
+    "stuck": lambda: _plan(
+        QUICK,
+        failure_budget=100,
+        faults=[
+            Fault(19.0, "stuck", "m1b"),
+            Fault(20.6, "raw-halt", "", 80.0),
+            Fault(120.0, "hook-fails", "m2a", 20.0),
+        ],
+    ),
+    "crashes": lambda: _plan(
+        "soak: 10s",
+        failure_budget=100,
+        hook_seconds=10.0,
+        faults=[Fault(20.5 + 13.0 * i, "power-cut", "out") for i in range(8)],
+    ),
+    "returns": lambda: _plan(
+        "gates: [{name: prometheus, kind: prometheus, address: 'http://p:9090', query: errors, holds_when: < 5}]",
+        features=Features(sight=True, gates=("prometheus",)),
+        failure_budget=100,
+        faults=[
+            Fault(20.5, "gate-blocks", "prometheus", 20.0),
+            Fault(60.001, "hook-fails", "m2a", 60.0),
+            Fault(100.0, "ambush-gate", "draining"),
+        ],
+    ),
+    "by-hand": lambda: _plan(
+        "soak: 20s",
+        failure_budget=100,
+        hook_seconds=10.0,
+        faults=[
+            Fault(14.0, "hold", "m2b", 60.0),
+            *(Fault(21.0 + 7.0 * i, "by-hand", "out") for i in range(9)),
+            Fault(40.0, "by-hand", "m2b"),
+            Fault(100.0, "post-boot-fails", "m2a", 100.0),
+        ],
+    ),
 }
-"""Small plans, each with another kind of transitions. All of their machines reboot once."""
+"""Small plans, each with other transitions. None of their machines reboots more than once."""
+ALL_REBOOT = frozenset(PLANS) - {"holds", "failures", "crashes", "by-hand"}
+"""Those in which each machine reboots once, wherever they are cut. A cycle does not wait for who is held or
+quarantined, and needs no reboot of who has crashed meanwhile.
+"""
 
 
 def run_cut(number: int, how: str, plan: str = "plain") -> tuple[Outcome, bool]:

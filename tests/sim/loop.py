@@ -47,7 +47,8 @@ class Process:
         self.fuse = -1
         self.backlog: list[Handle] = []
         self.on_death: Callable[[], None] | None = None
-        self._tasks: list[SimTask] = []
+        self.tasks: list[SimTask] = []
+        loop.processes.append(self)
         self._context = contextvars.copy_context()
         self._context.run(OWNER.set, self)
 
@@ -55,18 +56,12 @@ class Process:
         """A task of this process."""
         return SimTask(work, loop=self.loop, context=self._context.copy())
 
-    def keep(self, task: SimTask) -> None:
-        """Told of every task of this process."""
-        self._tasks.append(task)
-        if len(self._tasks) > KEPT:
-            self._tasks = [t for t in self._tasks if not t.done()]
-
     def kill(self) -> None:
         """SIGKILL."""
         if self.alive:
             self.alive = False
             # Kept until the end: a coroutine that is collected would run its finally blocks.
-            self.loop.graveyard += [t for t in self._tasks if not t.done()]
+            self.tasks = [t for t in self.tasks if not t.done()]
             self.backlog.clear()
             if self.on_death is not None:
                 self.on_death()
@@ -88,30 +83,28 @@ class Process:
             raise ProcessDied(self.name)
 
 
-class Handle:
-    """What asyncio gets back from ``call_soon`` and ``call_at``."""
+class Handle(list[Any]):
+    """What asyncio gets back from ``call_soon`` and ``call_at``: [callback, arguments, context, time].
 
-    __slots__ = ("args", "callback", "context", "done", "owner", "when_")
+    A list is made faster than anything with attributes, and a million of them are made in a minute. A callback of None
+    is a cancelled one.
+    """
 
-    def __init__(self, callback: Any, args: Any, context: contextvars.Context | None, when: float) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = context if context is not None else contextvars.copy_context()
-        self.owner = self.context.get(OWNER)
-        self.done = False
-        self.when_ = when
+    __slots__ = ()
 
     def cancel(self) -> None:
         """As asyncio's."""
-        self.done = True
+        self[0] = None
+        self[1] = ()
 
     def cancelled(self) -> bool:
         """As asyncio's."""
-        return self.done
+        return self[0] is None
 
     def when(self) -> float:
         """As asyncio's."""
-        return self.when_
+        when: float = self[3]
+        return when
 
 
 class SimTask(asyncio.Task[Any]):
@@ -122,8 +115,10 @@ class SimTask(asyncio.Task[Any]):
         # A name that is given costs nothing; one that is not is made up.
         super().__init__(work, loop=loop, name="t", context=context)
         owner = OWNER.get() if context is None else context.get(OWNER)
-        if owner is not None:
-            owner.keep(self)
+        tasks = loop.own if owner is None else owner.tasks
+        tasks.append(self)
+        if len(tasks) > KEPT:
+            tasks[:] = [t for t in tasks if not t.done()]
 
     def __hash__(self) -> int:
         return self.number
@@ -146,7 +141,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.now = 0.0
         self.ready: deque[Handle] = deque()
         self.numbers = itertools.count(1)
-        self.graveyard: list[SimTask] = []
+        self.processes: list[Process] = []
+        self.own: list[SimTask] = []
+        """Tasks of the world, beside those of its processes."""
         self.steps = 0
         self.failure: BaseException | None = None
         self._timers: list[tuple[float, int, Handle]] = []
@@ -158,9 +155,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         """The virtual time."""
         return self.now
 
-    def get_debug(self) -> bool:
-        """Never."""
-        return False
+    get_debug = bool
+    """Never: ``bool()`` is False, and is no step of Python."""
 
     def is_running(self) -> bool:
         """While it is not closed."""
@@ -172,19 +168,22 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """As asyncio's."""
-        handle = Handle(callback, args, context, self.now)
+        handle = Handle((callback, args, contextvars.copy_context() if context is None else context, 0.0))
         self.ready.append(handle)
         return handle
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """As asyncio's."""
-        handle = Handle(callback, args, context, when)
+        handle = Handle((callback, args, contextvars.copy_context() if context is None else context, when))
         heapq.heappush(self._timers, (when, next(self.numbers), handle))
         return handle
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         """As asyncio's."""
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        when = self.now + delay
+        handle = Handle((callback, args, contextvars.copy_context() if context is None else context, when))
+        heapq.heappush(self._timers, (when, next(self.numbers), handle))
+        return handle
 
     def create_future(self) -> Any:
         """As asyncio's."""
@@ -204,17 +203,21 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def tasks(self) -> list[SimTask]:
         """Every task that is not done, in the order of their making."""
-        return sorted((t for t in asyncio.all_tasks(self) if isinstance(t, SimTask)), key=lambda t: t.number)
+        known = itertools.chain(self.own, *(p.tasks for p in self.processes))
+        return sorted((t for t in known if not t.done()), key=lambda t: t.number)
 
     def at(self, when: float, action: Callable[..., None], *args: Any) -> Handle:
         """The world does something at ``when``, whoever asks for it."""
-        handle = Handle(action, args, _WORLD, when)
+        handle = Handle((action, args, _WORLD, when))
         heapq.heappush(self._timers, (max(when, self.now), next(self.numbers), handle))
         return handle
 
     def after(self, delay: float, action: Callable[..., None], *args: Any) -> Handle:
-        """The world does something ``delay`` seconds from now."""
-        return self.at(self.now + delay, action, *args)
+        """The world does something ``delay`` seconds from now, which is never before now."""
+        when = self.now + delay
+        handle = Handle((action, args, _WORLD, when))
+        heapq.heappush(self._timers, (when, next(self.numbers), handle))
+        return handle
 
     def world_task(self, work: Coroutine[Any, Any, Any]) -> SimTask:
         """A task that belongs to no process."""
@@ -241,22 +244,23 @@ class SimLoop(asyncio.AbstractEventLoop):
             while not self.failed():
                 while ready:
                     handle = ready.popleft()
-                    if handle.done:
+                    callback, args, context, _ = handle
+                    if callback is None:
                         continue
-                    owner = handle.owner
+                    owner = context.get(OWNER)
                     if owner is not None and not (
                         (owner.alive and not owner.stopped and owner.fuse < 0) or self._may_run(owner, handle)
                     ):
                         continue
                     still += 1
-                    handle.context.run(handle.callback, *handle.args)
+                    context.run(callback, *args)
                     if self.failure is not None:
                         break
                     if still > LIVELOCK:
-                        raise Livelock(f"{LIVELOCK} steps at {self.now}: {handle.callback}")
+                        raise Livelock(f"{LIVELOCK} steps at {self.now}: {callback}")
                 self.steps += still
                 still = 0
-                while timers and timers[0][2].done:
+                while timers and timers[0][2][0] is None:
                     heapq.heappop(timers)
                 if not timers or timers[0][0] > until:
                     self.now = max(self.now, until)
@@ -298,7 +302,8 @@ class SimLoop(asyncio.AbstractEventLoop):
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     with contextlib.suppress(BaseException):
                         task.get_coro().close()
-            self.graveyard.clear()
+            self.own.clear()
+            self.processes.clear()
             self.ready.clear()
             self._timers.clear()
         finally:

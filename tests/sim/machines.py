@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DAYS = 7 * 86400.0
 DETECT_EVERY = 60.0
+IDLE_WAIT = 60.0
 
 
 class _Command:
@@ -264,7 +265,8 @@ class Machine:
             name=self.name,
             rack=self.box.rack,
             labels=self.labels,
-            detect_every=DETECT_EVERY if self.world.plan.features.standing else DAYS,
+            detect_every=DETECT_EVERY * self.world.plan.tempo if self.world.plan.features.standing else DAYS,
+            wait_idle=IDLE_WAIT * self.world.plan.tempo,
             recheck=20.0,
             reboot_timeout=self.world.plan.reboot_timeout,
             hook_timeout=60.0,

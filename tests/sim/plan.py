@@ -72,6 +72,8 @@ class Plan:
     features: Features = field(default_factory=Features)
     nomad: list[str] = field(default_factory=list)
     """Machines that are Nomad servers."""
+    tempo: float = 1.0
+    """By how much the pauses between looks at what has not changed are stretched (see :mod:`tests.sim.month`)."""
     required: set[str] = field(default_factory=set)
     """Machines that require a reboot from the beginning."""
 

@@ -18,6 +18,7 @@ from tests.sim.checks import Violation
 from tests.sim.faults import Faults
 from tests.sim.forecasting import forecasting
 from tests.sim.loop import Livelock
+from tests.sim.month import MONTH, month_plan, paced
 from tests.sim.people import People
 from tests.sim.plan import make_plan
 from tests.sim.world import World
@@ -76,7 +77,7 @@ def run_seed(
     plan: Plan | None = None,
 ) -> Outcome:
     """Runs one seed, or the given plan, with all of its faults or ``only`` those with the given indexes."""
-    plan = plan or make_plan(seed, profile=profile)
+    plan = plan or (month_plan(seed) if profile == MONTH else make_plan(seed, profile=profile))
     faults = [(i, f) for i, f in enumerate(plan.faults) if only is None or i in only]
     return run_world(World(plan, verbose=verbose), faults)
 
@@ -93,7 +94,7 @@ def run_world(world: World, faults: Sequence[tuple[int, Fault | None]] = ()) -> 
         return decision
 
     outcome = Outcome(world.plan.seed)
-    with mock.patch.object(leader_module, "decide", checked), forecasting(world):
+    with mock.patch.object(leader_module, "decide", checked), forecasting(world), paced(world.plan):
         try:
             _play(world, people, faults)
         except Violation as violation:
@@ -129,7 +130,7 @@ def _play(world: World, people: People, faults: Sequence[tuple[int, Fault | None
     Faults(world, people).schedule([(i, f) for i, f in faults if f is not None])
     end = plan.faults_for if faults else plan.cycle_at + 1.0
     while loop.now < end:
-        loop.run(min(end, loop.now + LOOK_EVERY))
+        loop.run(min(end, loop.now + LOOK_EVERY * plan.tempo))
         checks.look()
     world.say("HEALED")
     loop.inside(world.heal)

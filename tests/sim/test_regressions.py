@@ -75,3 +75,19 @@ def test_a_machine_whose_times_are_edited_may_go_again() -> None:
         faults_for=900.0,
     )
     assert outcome.counts["standing drains"] == 2
+
+
+def test_another_policy_may_move_the_time_since_which_a_wave_is_waited_for() -> None:
+    """The check of reasons (S8) took a wave of other machines, of which as many were left, for the same one."""
+    racks = {"r1": ["m1a", "m1b", "m1c"], "r2": ["m2a", "m2b"]}
+    outcome = play(
+        Fault(130.0, "pause", "", 400.0),
+        Fault(250.0, "small-group", "", 100.0),
+        racks=racks,
+        labels={name: {"role": "web"} for names in racks.values() for name in names},
+        policy="settle: 20s\nwaves: [{name: one, size: 1}, {name: two, size: 2}, {name: rest, size: 100%}]\n"
+        "quorums: [{name: trio, selector: 'name in (m1a, m2a, m2b)'}]\n",
+        boot_seconds=(60.0, 61.0),
+        faults_for=600.0,
+    )
+    assert outcome.counts["reboots"] == 5

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 TOKEN = "correct-horse-battery"
 MACHINES = {f"r{rack}m{number}": f"r{rack}" for rack in (1, 2, 3) for number in (1, 2)}
 
+CLIENT = "r3m2"
+"""The one among them that may have a FleetLock client in the place of an agent."""
+
 
 class Service:
     """A daemon that leads. ``url`` is where it listens, ``pid`` its process."""

@@ -17,6 +17,7 @@ from yarl import URL
 from rebootd.core.errors import Denied, InvalidInput, NotFound, OutcomeUnknown, Refused, Unreachable
 from rebootd.tls.files import TlsFiles
 from rebootd.tls.follow import Renewed
+from rebootd.tls.words import of_service
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,7 +128,7 @@ class NomadHttp:
         try:
             status, body, headers = await self._call("GET", path, params, None)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Unreachable(f"{self._settings.address}: {str(error) or type(error).__name__}") from error
+            raise Unreachable(f"{self._settings.address}: {of_service(error)}") from error
         _judge(status, body, path, Unreachable)
         try:
             return msgspec.json.decode(body, type=kind), headers
@@ -139,9 +140,9 @@ class NomadHttp:
         try:
             status, said, _ = await self._call("PUT", path, None, msgspec.json.encode(body))
         except aiohttp.ClientConnectorError as error:
-            raise Unreachable(f"{self._settings.address}: {error}") from error
+            raise Unreachable(f"{self._settings.address}: {of_service(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise OutcomeUnknown(f"{self._settings.address}: {str(error) or type(error).__name__}") from error
+            raise OutcomeUnknown(f"{self._settings.address}: {of_service(error)}") from error
         _judge(status, said, path, OutcomeUnknown)
 
     async def _call(

@@ -32,9 +32,10 @@ log = structlog.get_logger(__name__)
 PATH = "/v1/health/state/critical"
 OUT_MARK = "rebootd"
 MAINTENANCE = "_node_maintenance"
-WAIT = 10.0
-"""Seconds of one blocking query; Consul adds up to a sixteenth."""
-LATE = 3.0
+WAIT = 4.0
+"""Seconds of one blocking query; Consul adds up to a sixteenth. Short: with ``LATE`` it is how old what is known may be,
+and gossip needs about as long to tell that a server stands still."""
+LATE = 2.0
 """Seconds that an answer may then still take."""
 PAUSE = 0.5
 """Seconds between two answers: in a large fleet some check changes all the time."""

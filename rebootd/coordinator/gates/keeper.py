@@ -9,7 +9,7 @@ import structlog
 from msgspec.structs import replace
 
 from rebootd.core.errors import RebootdError
-from rebootd.core.gates import Held, Instances, Reading, Servers, Word, overdue
+from rebootd.core.gates import Held, Instances, Reading, Servers, overdue
 from rebootd.core.inputs import format_duration
 from rebootd.core.model import Event, State
 
@@ -131,7 +131,7 @@ class GateKeeper:
         held = fleet.gate_since.get(name)
         since = held.since if held is not None and held.word == verdict.word.value else now
         shut = 0.0
-        if verdict.word is not Word.PASS:
+        if verdict.kept:
             shut = held.shut if held is not None and held.shut else now
         fleet.gate_since[name] = Held(verdict.word.value, since, shut)
 
@@ -186,7 +186,10 @@ class GateKeeper:
     def _renewed(self, before: Reading, reading: Reading) -> bool:
         """Whether the gate could be judged by the reading before until now, and is judged alike: nothing to decide."""
         gate = reading.gate
-        alike = reading.value is not None and reading.value == before.value and gate == before.gate
+        if reading.value is None and gate == before.gate:
+            # It cannot be read for the same reason as before.
+            return before.value is None and before.error == reading.error
+        alike = reading.value == before.value and gate == before.gate
         invalid = max(self._fleet.gate_changed.get(gate.name, 0.0), self._wall() - gate.max_age)
         return alike and before.at > invalid
 

@@ -13,6 +13,7 @@ import msgspec
 from rebootd.core.errors import InvalidInput, RebootdError, Unreachable
 from rebootd.tls.files import TlsFiles, check_pem
 from rebootd.tls.follow import Renewed
+from rebootd.tls.words import of_service
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ class Tools:
                 while len(body) <= MOST and (more := await response.content.read(MOST + 1 - len(body))):
                     body += more
         except (aiohttp.ClientError, ValueError) as error:
-            raise Unreachable(f"{url}: {str(error) or type(error).__name__}") from error
+            raise Unreachable(f"{url}: {of_service(error)}") from error
         if len(body) > MOST:
             raise Unreachable(f"{url}: the answer is larger than {MOST} bytes")
         if response.status != 200 and response.status not in also:
@@ -108,7 +109,7 @@ class Tools:
             ) as response:
                 said = (await response.content.read(200)).decode("utf-8", "replace").strip()
         except (aiohttp.ClientError, ValueError) as error:
-            raise Unreachable(f"{url}: {str(error) or type(error).__name__}") from error
+            raise Unreachable(f"{url}: {of_service(error)}") from error
         if response.status not in {200, 204}:
             raise Unreachable(f"{url}: {response.status} {said}")
 
