@@ -36,6 +36,7 @@ SPACING = 0.05
 COMPLAIN_EVERY = 60.0
 DETAIL_KEPT, DETAIL_BEGIN = 2000, 200
 DOING_KEPT = 200
+IN_SERVICE = "in-service"
 KEEPS_OUT = frozenset({"draining", "drained", "held", "quarantined"})
 """States of a machine that a coordinator wants out of service."""
 _log = structlog.get_logger("rebootd.agent.loop")
@@ -173,7 +174,8 @@ class ReportLoop:
             staying = "goes on in service" if report.in_service else "stays out of service and keeps asking"
             _log.warning(f"no word from a coordinator; this machine {staying}", error=self.contact.problem)
         retry_after = error.retry_after if isinstance(error, NoCoordinator) else 0.0
-        return self._backoff.next(IDLE_PAUSE if report.in_service else OUT_PAUSE, retry_after)
+        idle = report.in_service and self.contact.state in {"", IN_SERVICE}
+        return self._backoff.next(IDLE_PAUSE if idle else OUT_PAUSE, retry_after)
 
     def _told_well(self) -> None:
         if self.contact.problem:
@@ -195,7 +197,8 @@ class ReportLoop:
         if present != record.boot_id:
             raise BootChanged(f"boot_id is {present}, it was {record.boot_id}")
         finding = self._finding()
-        settled = record.in_service and not self._runner.doing
+        # Until a coordinator has said that the machine is back, a frozen one is to be left quickly.
+        settled = record.in_service and not self._runner.doing and self.contact.state == IN_SERVICE
         return Report(
             name=record.name,
             machine_id=self._host.machine_id(),

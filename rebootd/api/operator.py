@@ -18,6 +18,7 @@ from rebootd.core.errors import InvalidInput
 from rebootd.core.forecast import past_errors
 from rebootd.core.model import CycleState, State
 from rebootd.core.policy import render_policy
+from rebootd.core.policy_told import PolicyDiff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -218,7 +219,7 @@ async def _policy_text(request: web.Request) -> str:
         raise InvalidInput("body", f"byte {error.start}", "YAML text in UTF-8") from None
 
 
-async def _told(desk: Desk, text: str) -> operations_policy.PolicyDiff:
+async def _told(desk: Desk, text: str) -> PolicyDiff:
     snapshot = desk.snapshot()
     if len(snapshot.machines) <= SMALL:
         return operations_policy.diff_policy(snapshot, text)
@@ -369,7 +370,7 @@ ROUTES = (
         summary="What a policy would change; changes nothing",
         role="viewer",
         body=str,
-        answer=operations_policy.PolicyDiff,
+        answer=PolicyDiff,
     ),
     Route(
         method="PUT",

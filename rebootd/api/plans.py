@@ -12,7 +12,7 @@ from rebootd.api.door import DOOR
 from rebootd.api.route import Parameter, Route
 from rebootd.core.advance import ENDED
 from rebootd.core.errors import Refused
-from rebootd.core.forecast import Forecast
+from rebootd.core.forecast_told import Forecast
 from rebootd.core.model import Cycle
 from rebootd.core.operations_cycles import need_cycle, start_cycle
 from rebootd.core.operations_inputs import Because

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import msgspec
 
-from rebootd.core.forecast import Estimate, PastError
+from rebootd.core.counts import Counts
+from rebootd.core.forecast_told import Estimate, PastError
 from rebootd.core.model import Blocker, Cycle, Event, Halt, Hold, Machine
-from rebootd.core.operations_cycles import Counts
-from rebootd.core.operations_policy import PolicyDiff
+from rebootd.core.policy_told import PolicyDiff
 from rebootd.core.wire import Report
 
 # ---------------------------------------------------------------------------------------------- requests

@@ -9,13 +9,14 @@ from rebootd.api import shapes
 from rebootd.api.views_places import racks, windows
 from rebootd.core.advance import ENDED, at_target, selected
 from rebootd.core.breakers import Breakers
+from rebootd.core.counts import Counts
 from rebootd.core.errors import InvalidInput
 from rebootd.core.failures import power_loss
 from rebootd.core.gates import overdue
 from rebootd.core.limits import Capacity, unheard
 from rebootd.core.model import CycleState, State
 from rebootd.core.operations import known_racks, need_machine, need_rack
-from rebootd.core.operations_cycles import Counts, need_cycle, progress
+from rebootd.core.operations_cycles import need_cycle, progress
 from rebootd.core.power import spent
 from rebootd.core.selectors import parse_selector
 from rebootd.core.standing import wants

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from rebootd.api import shapes
-    from rebootd.core.operations_cycles import Counts
+    from rebootd.core.counts import Counts
 
 
 @click.group(cls=CtlGroup)

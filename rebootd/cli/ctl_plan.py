@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from rebootd.core.forecast import Estimate, Forecast, Never, PastError, Planned
+    from rebootd.core.forecast_told import Estimate, Forecast, Never, PastError, Planned
 
 PATIENCE = 120.0
 """Seconds that an answer may take: ten thousand machines are a few seconds of work for the leader."""
@@ -33,19 +33,29 @@ WIDTH = 60
 @click.option("--target", default="", metavar="SELECTOR", help="With --selector: its target.")
 @click.option("--no-waves", is_flag=True, help="With --selector: without the policy's waves.")
 @click.option("--emergency", is_flag=True, help="With --selector: outside of windows too.")
+@click.option("--skip-gate", multiple=True, metavar="NAME", help="With --emergency: past this gate too; repeatable.")
 @with_ctl
-def plan(ctl: Ctl, cycle_id: str, selector: str, target: str, no_waves: bool, emergency: bool) -> None:
+def plan(
+    ctl: Ctl, cycle_id: str, selector: str, target: str, no_waves: bool, emergency: bool, skip_gate: tuple[str, ...]
+) -> None:
     """Forecast which machine goes when, how many windows it takes, and who can never go and why. Changes nothing."""
     import msgspec
 
-    from rebootd.core.forecast import Forecast
+    from rebootd.core.forecast_told import Forecast
 
     if cycle_id and selector:
         raise Trouble("--cycle: names a cycle that exists; expected it or --selector, not both", BAD_INPUT)
-    if not selector and (target or no_waves or emergency):
-        raise Trouble("--target, --no-waves and --emergency belong to --selector: expected a selector", BAD_INPUT)
+    if not selector and (target or no_waves or emergency or skip_gate):
+        said = "--target, --no-waves, --emergency and --skip-gate belong to --selector: expected a selector"
+        raise Trouble(said, BAD_INPUT)
     if selector:
-        asked = {"selector": selector, "target": target, "waves": not no_waves, "emergency": emergency}
+        asked = {
+            "selector": selector,
+            "target": target,
+            "waves": not no_waves,
+            "emergency": emergency,
+            "skip_gates": skip_gate,
+        }
         raw = ctl.client.ask_patiently(PATIENCE, "POST", "/v1/plan", msgspec.json.encode(asked))
     else:
         raw = ctl.client.ask_patiently(PATIENCE, "GET", "/v1/plan", cycle=cycle_id)

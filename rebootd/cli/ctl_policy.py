@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from rebootd.api import shapes
-    from rebootd.core.operations_policy import LimitChange, PolicyDiff
+    from rebootd.core.policy_told import LimitChange, PolicyDiff
 
 SHOWN = 100
 """Lines on who is concerned: every cycle can have fifty waves."""
@@ -51,7 +51,7 @@ def show(ctl: Ctl, effective: bool) -> None:
 @with_ctl
 def diff(ctl: Ctl, file: BinaryIO) -> None:
     """Show what FILE would change: which fields, for which machines, and what would be another at once."""
-    from rebootd.core.operations_policy import PolicyDiff
+    from rebootd.core.policy_told import PolicyDiff
 
     ctl.show(ctl.client.ask("POST", "/v1/policy/diff", file.read()), PolicyDiff, _diff)
 

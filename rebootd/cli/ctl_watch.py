@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-    from rebootd.core.operations_cycles import Counts
+    from rebootd.core.counts import Counts
 
 _shows = msgspec.json.Decoder(CycleShow)
 

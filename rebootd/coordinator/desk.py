@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rebootd.core.audit import Asked, Head
     from rebootd.core.decision import Change, Decision
     from rebootd.core.fleetlock_record import Call, Word
-    from rebootd.core.forecast import Estimate, Forecast
+    from rebootd.core.forecast_told import Estimate, Forecast
     from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
 

@@ -15,7 +15,7 @@ from rebootd.coordinator.rack_book import RackBook
 from rebootd.coordinator.records import T, checked, decode, halt_of
 from rebootd.core.durations import Durations
 from rebootd.core.errors import InvalidInput
-from rebootd.core.fleetlock import voices
+from rebootd.core.fleetlock import Memo, voices
 from rebootd.core.inputs import rack_name
 from rebootd.core.model import (
     Aside,
@@ -69,6 +69,7 @@ class Fleet:
         self.asking: dict[str, PermitRequest] = {}
         self.calls: dict[str, Call] = {}
         """What FleetLock clients ask now, by machine."""
+        self._memo: Memo = {}
         self.conflicts: dict[str, str] = {}
         self.catalog: dict[str, str] = {}
         self.faults: dict[str, str] = {}
@@ -323,6 +324,13 @@ class Fleet:
             return (*self.alarms.values(), "the policy wants power cycles, and this leader has no credentials for them")
         return tuple(self.alarms.values())
 
+    def _spoken_for(self, now: float) -> dict[str, Observation]:
+        """What is heard of the machines that have no agent."""
+        for name in self._memo.keys() - self.machines.keys():
+            del self._memo[name]
+        calls, nodes = self.calls, self.node_meta
+        return dict(voices(self.machines, calls, nodes, self.gone, self.policy, now, self._memo))
+
     def snapshot(
         self, *, now: float, epoch: int, leading_since: float, clock_skew: float, leader_node: str
     ) -> Snapshot:
@@ -336,8 +344,7 @@ class Fleet:
             epoch=epoch,
             policy=self.policy,
             machines=dict(self.machines),
-            observed=self.observed
-            | dict(voices(self.machines, self.calls, self.node_meta, self.gone, self.policy, now)),
+            observed=self.observed | self._spoken_for(now),
             calls=dict(self.calls),
             cycles=dict(self.cycles),
             machine_holds=dict(self.machine_holds),

@@ -77,6 +77,10 @@ class Clients:
     async def ask(self, name: str, call: Call) -> Word:
         """What the machine's client is answered: at once if it has to wait, else when its step is in the store."""
         self._reception.require(self._leadership)
+        machine = self._fleet.machines.get(name)
+        if machine is not None and machine.fleetlock is not None:
+            # An agent that claimed its name a while ago is forgiven when the machine itself calls.
+            self._reception.accept(name, machine.machine_id, machine.boot_id)
         barred = self._barred(name, call)
         if barred is not None:
             return barred

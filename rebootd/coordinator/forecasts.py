@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from rebootd.core.advance import ENDED
 from rebootd.core.decision import Change, RecordWrite
 from rebootd.core.errors import InvalidInput, NotFound, RebootdError, Refused
-from rebootd.core.forecast import Estimate, Forecast, estimate_due, forecast, with_estimate
+from rebootd.core.forecast import estimate_due, forecast, with_estimate
+from rebootd.core.forecast_told import Estimate, Forecast
 from rebootd.core.model import CycleState
 
 if TYPE_CHECKING:

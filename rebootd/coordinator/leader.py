@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rebootd.coordinator.audit_file import AuditFile
     from rebootd.coordinator.metrics import Metrics
     from rebootd.core.audit import Asked
-    from rebootd.core.forecast import Estimate, Forecast
+    from rebootd.core.forecast_told import Estimate, Forecast
     from rebootd.core.model import Cycle, Event, Snapshot
     from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
     from rebootd.store.port import Op, Store

@@ -89,7 +89,7 @@ class Reception:
         rack = rack or rack_name(report.rack)
         if rack != report.rack:
             report = replace(report, rack=rack)
-        self._accept(report.name, report.machine_id, report.boot_id)
+        self.accept(report.name, report.machine_id, report.boot_id)
         now = self._wall()
         if report.clock > 0:
             self.offsets[name] = now - report.clock
@@ -185,7 +185,7 @@ class Reception:
                 await self._look_up()
                 self._looked_up = loop.time()
 
-    def _accept(self, name: str, machine_id: str, boot_id: str) -> None:
+    def accept(self, name: str, machine_id: str, boot_id: str) -> None:
         """Refuses a boot_id of the past, and both of two machines that share a name."""
         machine = self._fleet.machines.get(name)
         if machine is None:

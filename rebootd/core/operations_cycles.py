@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from rebootd.core.advance import ENDED, at_target, selected
 from rebootd.core.amounts import parse_amount
+from rebootd.core.counts import Counts
 from rebootd.core.decision import Change, RecordWrite
 from rebootd.core.emergency import check_emergency, emergency_note
 from rebootd.core.errors import InvalidInput, NotFound, Refused
@@ -36,19 +37,6 @@ LEGAL: dict[str, tuple[frozenset[CycleState], CycleState]] = {
     "cancel": (frozenset({CycleState.RUNNING, CycleState.PAUSED, CycleState.HALTED}), CycleState.CANCELLED),
 }
 """Each verb: the states it is legal in, and the state it leads to."""
-
-
-class Counts(msgspec.Struct, kw_only=True):
-    """How far a cycle is, in machines. ``out`` are on their way for this cycle, ``waiting`` are
-    still to go, ``skipped`` need not (at the target already). ``selected`` is the sum of all.
-    """
-
-    selected: int = 0
-    rebooted: int = 0
-    failed: int = 0
-    skipped: int = 0
-    out: int = 0
-    waiting: int = 0
 
 
 def progress(cycle: Cycle, machines: Iterable[Machine]) -> tuple[Counts, dict[str, Counts]]:

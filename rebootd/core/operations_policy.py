@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
 from rebootd.core.decision import Change, RecordWrite
@@ -14,7 +13,8 @@ from rebootd.core.operations import audit
 from rebootd.core.pace_check import check_pace
 from rebootd.core.policy import diff_policies, parse_policy
 from rebootd.core.policy_check import check_limits
-from rebootd.core.policy_concerns import BY_MACHINE, EXAMPLES, Concern, concerns
+from rebootd.core.policy_concerns import BY_MACHINE, EXAMPLES, concerns
+from rebootd.core.policy_told import FieldChange, LimitChange, PolicyDiff
 from rebootd.core.quorums import check_quorums
 
 if TYPE_CHECKING:
@@ -25,43 +25,6 @@ if TYPE_CHECKING:
     from rebootd.core.policy import Limit, Policy
 
 POLICY_KEY = "policy"
-
-
-class FieldChange(msgspec.Struct, frozen=True):
-    """One difference between two policies: the path in the file, and both values as text (``""``: absent)."""
-
-    field: str
-    old: str
-    new: str
-
-
-class LimitChange(msgspec.Struct, frozen=True):
-    """A limit whose members or maximum differ: how many machines it concerns, by the old or the new.
-
-    ``examples`` are some of them, ``names`` all (none in the answer to an apply).
-    """
-
-    limit: str
-    old: str
-    new: str
-    machines: int
-    examples: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-
-
-class PolicyDiff(msgspec.Struct, frozen=True):
-    """What a policy would change: the fields, and for which machines.
-
-    ``fleet_wide`` tells whether a field changes that concerns every machine. ``warnings`` name a field each, which is
-    accepted but hardly meant so. ``limits`` and ``concerns`` name machines: those under limits, gates and quorum groups
-    that change, those that get another wave, window, drain or method, and those for which something is another at once.
-    """
-
-    fields: tuple[FieldChange, ...] = ()
-    limits: tuple[LimitChange, ...] = ()
-    fleet_wide: bool = False
-    warnings: tuple[str, ...] = ()
-    concerns: tuple[Concern, ...] = ()
 
 
 def diff_policy(snapshot: Snapshot, text: str) -> PolicyDiff:

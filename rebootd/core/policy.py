@@ -5,7 +5,7 @@ The file is explained in docs/policy.md.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -165,6 +165,7 @@ class PolicyChange(msgspec.Struct, frozen=True):
     new: str
 
 
+@lru_cache(maxsize=8)
 def parse_policy(text: str) -> Policy:
     """The policy that the YAML ``text`` says; what it does not mention keeps its default.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import msgspec
 from msgspec.structs import replace
 
 from rebootd.core.advance import ENDED
@@ -14,6 +13,7 @@ from rebootd.core.model import Cycle, State
 from rebootd.core.policy import DEADLINE_FIELDS
 from rebootd.core.policy_at_once import at_once
 from rebootd.core.policy_reboot import method_for
+from rebootd.core.policy_told import Concern
 from rebootd.core.standing import wants
 from rebootd.core.states import WORKING
 from rebootd.core.times import utc
@@ -44,18 +44,6 @@ BY_MACHINE = (
     "racks.order",
 )
 """Fields whose changes concern the machines that are told for them, if any; changes of all others concern everybody."""
-
-
-class Concern(msgspec.Struct, frozen=True):
-    """Something of the policy that differs, or that would be another at once (``at once: ...``).
-
-    ``machines`` is how many it concerns, ``examples`` are some of them, ``names`` all (none in the answer to an apply).
-    """
-
-    what: str
-    machines: int
-    examples: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
 
 
 def concerns(old: Policy, new: Policy, snapshot: Snapshot) -> Iterator[Concern]:

@@ -47,6 +47,9 @@ async def test_one_cycle(coordinator: FakeCoordinator, make_host: MakeHost) -> N
     drained = next(r.result for r in coordinator.reports if r.result and r.result.kind == "drain")
     assert drained.ok
     assert drained.detail == "drain.d/10-log: ok: hi"
+    enabled = next(r for r in coordinator.reports if r.result and r.result.kind == "enable")
+    assert enabled.in_service
+    assert enabled.wait == host.values["wait_out"], "it is not idle before it has heard that it is back"
     assert len(coordinator.permits) == 1
     await eventually(lambda: host.state()["in_service"])
     code, output = await host.command("status")

@@ -14,7 +14,7 @@ from rebootd.core.decide import decide
 from rebootd.core.decision import Change, Decision, MachineStep, directive_id
 from rebootd.core.errors import NotLeader, Refused
 from rebootd.core.fleetlock_record import Call, Word
-from rebootd.core.forecast import Estimate, Forecast, run
+from rebootd.core.forecast import run
 from rebootd.core.model import (
     Cycle,
     Event,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from rebootd.core.audit import Asked
+    from rebootd.core.forecast_told import Estimate, Forecast
 
 KINDS = {
     State.DRAINING: DirectiveKind.DRAIN,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
     from rebootd.core.model import Snapshot
-    from rebootd.core.operations_policy import PolicyDiff
+    from rebootd.core.policy_told import PolicyDiff
     from tests.api.server import Api
 
 TEXT = b"limits: [{name: dbs, selector: '*', max: 1}]\nwaves: [{size: 1}, {size: 100%}]\n"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 RACKS = 40
 LOOK = 0.5
-PATIENCE = 300.0
+PATIENCE = 600.0
 AT_ONCE = 500
 """Handshakes that one process of the crowd has under way at a time, as a network with many hosts would have more."""
 

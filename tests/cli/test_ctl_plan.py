@@ -37,6 +37,22 @@ async def test_what_if_with_machines_that_never_go(api: Api, ctl: Ctl) -> None:
     assert "no cycles" in await ctl.good("cycle", "list")
 
 
+async def test_what_if_it_were_an_emergency(api: Api, ctl: Ctl) -> None:
+    shut = (
+        "windows: {required: true}\n"
+        "gates: [{name: load, kind: prometheus, address: 'http://p:9', query: up, holds_when: '< 5'}]"
+    )
+    api.office.held = FakeDesk(fleet(), policy=parse_policy(shut))
+    words = ("plan", "--selector", "*", "--emergency")
+    assert "no machine can go" in await ctl.good("plan", "--selector", "*")
+    said = await ctl.good(*words)
+    assert "never, as things are: 12 machines" in said
+    assert "gate load is unknown" in said
+    assert "12 machines to go" in await ctl.good(*words, "--skip-gate", "load")
+    assert "nearest: load" in await ctl.bad(2, *words, "--skip-gate", "laod")
+    assert "--skip-gate" in await ctl.bad(2, "plan", "--skip-gate", "load")
+
+
 async def test_past_errors_are_told(api: Api, ctl: Ctl) -> None:
     now = api.desk.state.now
     old = Cycle(id="old", selector="*", created=now - 9000, state=CycleState.DONE, changed=now - 3000,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -9,10 +11,9 @@ from rich.console import Console
 
 from rebootd.cli.ctl_plan import off
 from rebootd.cli.ctl_policy import SHOWN, _diff
-from rebootd.core.forecast import PastError
+from rebootd.core.forecast_told import PastError
 from rebootd.core.model import Cycle, CycleState
-from rebootd.core.operations_policy import FieldChange, PolicyDiff
-from rebootd.core.policy_concerns import Concern
+from rebootd.core.policy_told import Concern, FieldChange, PolicyDiff
 
 if TYPE_CHECKING:
     from tests.api.server import Api
@@ -73,3 +74,11 @@ async def test_show_and_explain_know_past_errors_and_wishes(api: Api, ctl: Ctl) 
     assert "; past ones were off by 10% (median of 1)" in await ctl.good("cycle", "show", "k1")
     assert "wanted by: cycle k1" in await ctl.good("explain", "r1m2")
     assert "wanted by" not in await ctl.good("explain", "r1m1")
+
+
+def test_who_only_shows_does_not_load_the_rules() -> None:
+    """They cost more than everything else that a command of rebootctl does."""
+    loaded = "import sys, rebootd.api.shapes, rebootd.cli.ctl, rebootd.core.forecast_told; print(*sys.modules)"
+    names = subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True, timeout=60).stdout.decode()
+    assert "rebootd.core.policy_told" in names.split()
+    assert {"rebootd.core.decide", "rebootd.core.policy", "yaml"} & set(names.split()) == set()

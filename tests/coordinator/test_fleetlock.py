@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from rebootd.coordinator import fleetlock, reception
+from rebootd.coordinator.drains import nomad as room
 from rebootd.core.errors import Refused
 from rebootd.core.fleetlock_record import Call, Word
 from rebootd.core.model import Machine, Permit, State
@@ -18,11 +20,13 @@ from rebootd.core.operations_policy import apply_policy
 from rebootd.core.wire import Tri
 from rebootd.store.port import Set
 from tests.coordinator.lab import Host, Lab, eventually, record, start
+from tests.coordinator.test_nomad_room import Scripted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rebootd.coordinator.leader import Leader
+    from rebootd.store.port import Node
 
 RACKS = {"r1": ["a1", "a2"], "r2": ["b1", "b2"]}
 ON = "fleetlock: {enabled: true}\nsettle: 0s\n"
@@ -244,7 +248,7 @@ async def test_a_node_names_its_client_in_its_meta() -> None:
             await leader.clients.machine(uuid)
 
 
-async def test_a_machine_with_an_agent_is_asked_by_its_agent() -> None:
+async def test_a_machine_with_an_agent_is_asked_by_its_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     lab, host = Lab(RACKS), Host("a1")
     async with leading(lab) as leader:
         await host.join(leader)
@@ -255,6 +259,10 @@ async def test_a_machine_with_an_agent_is_asked_by_its_agent() -> None:
         with pytest.raises(Refused, match="two machine-ids"):
             await Host("b1").report(leader)
         assert (await pre(leader, "b1")).kind == "conflict"
+        # That agent never called again.
+        monkeypatch.setattr(reception, "CONFLICT_LASTS", 0.0)
+        assert (await pre(leader, "b1")).granted
+        await served(leader, "b1")
 
 
 async def test_off_unless_the_policy_lets_it() -> None:
@@ -338,3 +346,42 @@ async def test_two_requests_of_one_client_at_once() -> None:
         assert [w.kind for w in words if not w.granted] == ["asked-again"] * 3
         assert [w.granted for w in words].count(True) == 1
         assert leader.fleet.calls == {}
+
+
+async def test_clients_that_nobody_knows_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(RACKS)
+    looks = 0
+    nodes = lab.store.nodes
+
+    async def counted() -> list[Node]:
+        nonlocal looks
+        looks += 1
+        return await nodes()
+
+    async with leading(lab) as leader:
+        monkeypatch.setattr(lab.store, "nodes", counted)
+        for number in range(200):
+            with pytest.raises(Refused):
+                await leader.clients.machine(f"nobody-{number}")
+        assert looks <= 2
+        assert (leader.fleet.calls, leader.fleet.machines) == ({}, {})
+
+
+async def test_its_nomad_client_is_drained_before_it_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LOOK", 0.02), ("REST", 0.02), ("LIST", 0.05), ("LIST_SOON", 0.02)):
+        monkeypatch.setattr(room, name, seconds)
+    monkeypatch.setattr(fleetlock, "PATIENCE", 0.5)
+    lab = Lab({"r1": ["m1"]})
+    nomad = Scripted(lab, "m1")
+    async with lab.leader(nomad=nomad) as leader:
+        await policy(leader, ON + 'drains: {nomad: {machines: "*", deadline: 1m, patience: 1s}}\n')
+        await served(leader, "m1")
+        word = await pre(leader, "m1")
+        assert (word.granted, word.kind) == (False, "nomad")
+        assert "web.web[0]" in word.why
+        assert record(leader, "m1").permit is None
+        nomad.ends.set()
+        await eventually(lambda: record(leader, "m1").state is State.DRAINED)
+        assert (await pre(leader, "m1")).granted
+        await served(leader, "m1")
+        assert nomad.known["n-m1"].eligible

@@ -15,7 +15,8 @@ from rebootd.coordinator import forecasts
 from rebootd.coordinator.leader import LeaderSettings
 from rebootd.core import fit, windows
 from rebootd.core.errors import Refused
-from rebootd.core.forecast import Estimate, estimate_due, forecast, past_errors, with_estimate
+from rebootd.core.forecast import estimate_due, forecast, past_errors, with_estimate
+from rebootd.core.forecast_told import Estimate
 from rebootd.core.model import CycleState
 from rebootd.core.policy import parse_policy
 from tests.coordinator.lab import Host, Lab, eventually, start
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from rebootd.core.decision import Change
-    from rebootd.core.forecast import Forecast
+    from rebootd.core.forecast_told import Forecast
     from rebootd.core.model import Snapshot
 
 real = forecast

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from rebootd.core.decide import decide
 from rebootd.core.errors import InvalidInput, Refused
-from rebootd.core.fleetlock import CLIENT, REASON, clients, machine_id, nonce, voices, wished
+from rebootd.core.fleetlock import CLIENT, REASON, Memo, clients, machine_id, nonce, voices, wished
 from rebootd.core.fleetlock_record import CYCLE
 from rebootd.core.model import Call, Cycle, FleetLock, Machine, Permit, Snapshot, State
 from rebootd.core.operations_cycles import move_cycle, start_cycle
@@ -78,6 +78,24 @@ def test_labels_are_of_the_catalog_and_the_group() -> None:
     said = seen.report
     assert (name, said.rack, said.chassis, said.labels) == ("new", "r7", "c1", {"role": "web", "fleetlock": "workers"})
     assert dict(voices({}, {"new": Call("x", "workers")}, meta, {}, Policy(), NOW)) == {}
+
+
+def test_what_is_remembered_is_what_would_be_said_anew() -> None:
+    memo: Memo = {}
+    meta = {"m1": {"rack": "r1"}, "m2": {"rack": "r2"}}
+
+    def both(machines: dict[str, Machine], now: float = NOW, policy: Policy = ON) -> None:
+        fresh = dict(voices(machines, {}, meta, {}, policy, now))
+        assert dict(voices(machines, {}, meta, {}, policy, now, memo)) == fresh
+
+    m1, m2 = client(machine("m1"), NOW - 5), client(out(State.DRAINING, "m2", "r2", cycle=CYCLE), NOW - 5)
+    both({"m1": m1, "m2": m2})
+    assert memo.keys() == {"m1", "m2"}
+    both({"m1": m1, "m2": m2}, NOW + WISH)
+    both({"m1": m1, "m2": m2}, policy=Policy())
+    both({"m1": m1, "m2": replace(m2, state=State.ENABLING, version=9)})
+    meta["m1"] = {"rack": "r7", "role": "db"}
+    both({"m1": m1, "m2": m2})
 
 
 def test_who_is_gone_from_the_catalog_keeps_what_it_was_and_falls_silent() -> None:
@@ -258,6 +276,7 @@ def test_its_cycle_is_the_policys() -> None:
         start_cycle(replace(s, cycles={}), cycle_id=CYCLE, selector="*", because=BECAUSE)
 
 
+@settings(deadline=None)
 @given(st.booleans(), st.integers(1000, 86_400_000))
 def test_the_policy_is_read_as_it_is_written(enabled: bool, milliseconds: int) -> None:
     policy = replace(Policy(), fleetlock=FleetLocks(enabled, milliseconds / 1000))

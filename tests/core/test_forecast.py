@@ -13,7 +13,7 @@ from rebootd.core.amounts import Amount
 from rebootd.core.decide import decide
 from rebootd.core.decision import Lane
 from rebootd.core.durations import Durations, Mean, seen
-from rebootd.core.forecast import Forecast, past_errors, run
+from rebootd.core.forecast import past_errors, run
 from rebootd.core.forecast_course import Course
 from rebootd.core.limits import Capacity
 from rebootd.core.model import CycleState, State
@@ -25,6 +25,7 @@ from tests.core.worlds import HALT, NOW, OTHER, OURS, cycle, hold, machine, out,
 if TYPE_CHECKING:
     from rebootd.core.admit import Admission
     from rebootd.core.decision import MachineStep
+    from rebootd.core.forecast_told import Forecast
     from rebootd.core.model import Machine, Snapshot
     from rebootd.core.view import View
     from rebootd.core.wishes import Wish

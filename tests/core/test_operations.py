@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from rebootd.core.counts import Counts
 from rebootd.core.decide import KEPT_CYCLES, decide
 from rebootd.core.errors import InvalidInput, NotFound, Refused
 from rebootd.core.model import Cycle, CycleState, Machine, OpenWindow, Snapshot, State
 from rebootd.core.operations import forget, hold, open_window, release
-from rebootd.core.operations_cycles import Counts, move_cycle, progress, start_cycle
+from rebootd.core.operations_cycles import move_cycle, progress, start_cycle
 from rebootd.core.operations_inputs import YEAR, Because, parse_moment
 from rebootd.core.policy import Policy
 

@@ -21,7 +21,7 @@ from tests.core.worlds import NOW, OURS, cycle, kinds, machine, out, report, sna
 
 if TYPE_CHECKING:
     from rebootd.core.model import Snapshot
-    from rebootd.core.operations_policy import PolicyDiff
+    from rebootd.core.policy_told import PolicyDiff
 
 DOC = Path(__file__).parents[2] / "docs" / "policy.md"
 WEB = {"role": "web"}

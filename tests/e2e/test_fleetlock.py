@@ -89,7 +89,7 @@ async def test_two_wait_for_each_other_and_the_leader_dies_between(
         await all_is_well(fleet, clients, since)
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.slow), "after"])
 async def test_leader_is_killed_at_every_commit(moment: str, dev_consul: Agent, tmp_path: Path) -> None:
     """Whatever was on its way when it died: each client reboots once, with one permit, and one at a time."""
     async with Fleet(dev_consul, tmp_path, racks=2, machines=2) as fleet, serving(fleet) as clients:

@@ -38,7 +38,8 @@ class _Nothing:
 class NoMetrics:
     """In place of :class:`rebootd.coordinator.metrics.Metrics`."""
 
-    def __getattr__(self, _: str) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        setattr(self, name, _NOTHING)
         return _NOTHING
 
     def committed(self, *_: object) -> None:

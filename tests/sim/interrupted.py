@@ -134,7 +134,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
     ),
 }
 """Small plans, each with other transitions. None of their machines reboots more than once."""
-ALL_REBOOT = frozenset(PLANS) - {"holds", "failures", "crashes", "by-hand"}
+ALL_REBOOT = frozenset(PLANS) - {"holds", "stuck", "failures", "crashes", "by-hand"}
 """Those in which each machine reboots once, wherever they are cut. A cycle does not wait for who is held or
 quarantined, and needs no reboot of who has crashed meanwhile.
 """

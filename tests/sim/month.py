@@ -63,7 +63,7 @@ def month_plan(seed: int, *, days: float = 30.0, tempo: float = 30.0) -> Plan:
         "settle": "60s",
         "unreachable_after": f"{150 * tempo:.0f}s",
         "failure_budget": 100,
-        "standing": {"enabled": True, "id": STANDING, "selector": "*", "every": "7d"},
+        "standing": {"enabled": True, "id": STANDING, "selector": "*", "every": "2d"},
         "windows": {
             "required": True,
             "calendar": [{"name": "nightly", "start": "0 2 * * *", "duration": "3h", "timezone": "UTC"}],

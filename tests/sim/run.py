@@ -15,6 +15,7 @@ import structlog
 from rebootd.cli.collector import spare
 from rebootd.coordinator import leader as leader_module
 from tests.sim.checks import Violation
+from tests.sim.checks_lull import lulls_watched
 from tests.sim.faults import Faults
 from tests.sim.forecasting import forecasting
 from tests.sim.loop import Livelock
@@ -94,7 +95,8 @@ def run_world(world: World, faults: Sequence[tuple[int, Fault | None]] = ()) -> 
         return decision
 
     outcome = Outcome(world.plan.seed)
-    with mock.patch.object(leader_module, "decide", checked), forecasting(world), paced(world.plan):
+    watched = mock.patch.object(leader_module, "decide", checked)
+    with watched, forecasting(world), lulls_watched(world), paced(world.plan):
         try:
             _play(world, people, faults)
         except Violation as violation:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.sim.features import Features
-from tests.sim.interrupted import small_plan
+from tests.sim.interrupted import run_cut, small_plan
 from tests.sim.plan import Fault
 from tests.sim.run import Outcome, quiet_logs, run_seed
 
@@ -91,3 +91,19 @@ def test_another_policy_may_move_the_time_since_which_a_wave_is_waited_for() -> 
         faults_for=600.0,
     )
     assert outcome.counts["reboots"] == 5
+
+
+@pytest.mark.parametrize("number", [3, 4, 34])
+def test_a_leader_that_freezes_while_machines_come_back_does_not_keep_them_for_a_minute(number: int) -> None:
+    """An agent that had just enabled its host waited like an idle one for the answer of the frozen leader."""
+    quiet_logs()
+    outcome, cut = run_cut(number, "frozen")
+    assert outcome.ok, outcome.violation
+    assert cut
+    began: dict[str, float] = {}
+    for line in outcome.log:
+        at, name, *rest = line.split()
+        if " ".join(rest).startswith(("is new: enabling", "verifying -> enabling", "rebooting -> enabling")):
+            began[name] = float(at)
+        elif " ".join(rest).startswith("enabling -> in-service"):
+            assert float(at) - began.pop(name) < 30.0, line

@@ -33,7 +33,7 @@ PATH = "/v1/health/state/critical"
 OUT_MARK = "rebootd"
 MAINTENANCE = "_node_maintenance"
 WAIT = 4.0
-"""Seconds of one blocking query; Consul adds up to a sixteenth. Short: with ``LATE`` it is how old what is known may be,
+"""Seconds of one blocking query; Consul adds up to a sixteenth. With ``LATE`` it is how old what is known may be,
 and gossip needs about as long to tell that a server stands still."""
 LATE = 2.0
 """Seconds that an answer may then still take."""

@@ -1,0 +1,64 @@
+"""Bad disks in the box: the journal's file system is full, for real."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.box.host import REBOOTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.e2e.box.desk import Desk
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(os.environ.get("BOX") != "1", reason="takes many minutes: make datacenter runs it"),
+]
+HOST = "w4"
+STATE = "/var/lib/rebootd"
+SMALL = f"""
+systemctl stop rebootd-agent
+cp -a {STATE} /root/kept
+mount -t tmpfs -o size=64k,mode=700 small {STATE}
+cp -a /root/kept/. {STATE}/
+rm -rf /root/kept
+systemctl start rebootd-agent
+"""
+
+
+@pytest.fixture
+def small(desk: Desk) -> Iterator[Desk]:
+    """The agent's state is on a file system of 64 kB of its own; gone with the next boot."""
+    desk.box.run(HOST, "sh", "-ec", SMALL)
+    desk.in_service(60)
+    yield desk
+    desk.box.run(HOST, "rm", "-f", f"{STATE}/filler", check=False)
+
+
+def test_a_full_disk_under_the_journal_keeps_the_machine_from_rebooting_and_says_so(small: Desk) -> None:
+    """What cannot be journaled is not done; with room again, the cycle goes on as if nothing had been."""
+    desk, box = small, small.box
+    filled = box.run(HOST, "sh", "-c", f"dd if=/dev/zero of={STATE}/filler bs=1k 2>&1", check=False)
+    assert "No space left" in filled
+    start = time.time()
+    desk.rebootctl("cycle", "start", "full", "--selector", f"name={HOST}")
+    said = desk.until(lambda: _told(desk), "an operator to be told of the full disk", 90)
+    print(said)
+    assert box.exits(start).get(HOST, []) == []
+    box.run(HOST, "rm", f"{STATE}/filler")
+    if desk.states()[HOST] == "quarantined":
+        desk.rebootctl("quarantine", "clear", HOST)
+    desk.done("full", 120)
+    desk.in_service(60)
+    assert box.exits(start)[HOST] == [REBOOTED]
+
+
+def _told(desk: Desk) -> str:
+    said = desk.rebootctl("machine", HOST) + desk.rebootctl("explain", HOST)
+    return said if "No space left" in said else ""
