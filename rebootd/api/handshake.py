@@ -35,6 +35,7 @@ class Arrival(asyncio.BufferedProtocol):
         self._gate = gate
         self._turns = turns
         self._said = b""
+        self._patient = False
         self._address = ""
         self._transport: asyncio.Transport | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -59,7 +60,8 @@ class Arrival(asyncio.BufferedProtocol):
         if not self._said:
             self._stop_waiting()
             # Looked for, not parsed: whoever says so without meaning it waits longer, and that is all.
-            self._turns.begin(self._shake, patient=PATIENT.encode() in self._turns.buffer[:nbytes])
+            self._patient = PATIENT.encode() in self._turns.buffer[:nbytes]
+            self._turns.begin(self._shake, patient=self._patient)
         self._said += self._turns.buffer[:nbytes]
         if len(self._said) >= HELLO:
             self._transport.pause_reading()
@@ -93,6 +95,7 @@ class Arrival(asyncio.BufferedProtocol):
             return
         self._transport = None
         handshake = Handshake(self._make(), self._context, self._gate, self._turns, self._address)
+        handshake.patient = self._patient
         transport.set_protocol(handshake)
         handshake.connection_made(transport)
         handshake.hear(self._said)
@@ -136,6 +139,7 @@ class Handshake(sslproto.SSLProtocol):
         self._turns = turns
         self._address: str | None = address
         self._asked = True
+        self.patient = False
 
     def connection_made(self, transport: Any) -> None:
         """Begins; nothing can be done before the first words are heard."""
@@ -162,7 +166,7 @@ class Handshake(sslproto.SSLProtocol):
         """Asks for a turn instead of doing it now."""
         if not self._asked:
             self._asked = True
-            self._turns.go_on(self._step)
+            self._turns.go_on(self._step, patient=self.patient)
 
     def _step(self) -> None:
         self._asked = False

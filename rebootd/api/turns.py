@@ -1,9 +1,9 @@
 """Handshakes take turns, some milliseconds in each turn of the loop, so that a storm of them stops nobody else.
 
-A handshake costs the loop about a millisecond, and after a leader's death ten thousand are wanted at once. What has
-begun goes first: a handshake under way holds all that TLS needs, one that waits does not. Of those that wait, agents
-and everybody else take turns, each by age: an operator or a scraper does not wait behind ten thousand agents, and
-agents do not wait for ever, whoever else comes. Agents tell in their first words that they are some (``PATIENT``).
+A handshake costs the loop about a millisecond, and after a leader's death ten thousand are wanted at once. Agents and
+everybody else take turns, each by age: an operator or a scraper does not wait behind ten thousand agents, and agents do
+not wait for ever, whoever else comes. Agents tell in their first words that they are some (``PATIENT``). What has begun
+goes before what has not: a handshake under way holds all that TLS needs, one that waits does not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,18 @@ BUDGET = 0.005
 """Seconds of handshakes in one turn of the loop; the one that is under way then is ended."""
 
 
+class _Line:
+    def __init__(self) -> None:
+        self.begun: deque[Callable[[], None]] = deque()
+        self.new: deque[Callable[[], None]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self.begun or self.new)
+
+    def next(self) -> Callable[[], None]:
+        return (self.begun or self.new).popleft()
+
+
 class Turns:
     """Belongs to one listener. Steps are called later, on the loop; one that is not wanted any more does nothing.
 
@@ -31,26 +43,25 @@ class Turns:
         self.buffer = bytearray(RECORD)
         self.view = memoryview(self.buffer)
         self._loop = asyncio.get_running_loop()
-        self._begun: deque[Callable[[], None]] = deque()
-        self._patient: deque[Callable[[], None]] = deque()
-        self._others: deque[Callable[[], None]] = deque()
-        self._patience = False
+        self._patient = _Line()
+        self._others = _Line()
+        self._last = self._others
         self._going = False
 
-    def begin(self, step: Callable[[], None], *, patient: bool = False) -> None:
+    def begin(self, step: Callable[[], None], *, patient: bool) -> None:
         """The first step of a handshake."""
-        (self._patient if patient else self._others).append(step)
+        (self._patient if patient else self._others).new.append(step)
         self._go()
 
-    def go_on(self, step: Callable[[], None]) -> None:
+    def go_on(self, step: Callable[[], None], *, patient: bool) -> None:
         """A further one."""
-        self._begun.append(step)
+        (self._patient if patient else self._others).begun.append(step)
         self._go()
 
     @property
     def waiting(self) -> int:
         """How many handshakes have not begun."""
-        return len(self._patient) + len(self._others)
+        return len(self._patient.new) + len(self._others.new)
 
     def _go(self) -> None:
         if not self._going:
@@ -60,15 +71,15 @@ class Turns:
     def _run(self) -> None:
         end = self._loop.time() + BUDGET
         self._going = False
-        while self._begun or self.waiting:
+        while self._patient or self._others:
             self._next()()
             if self._loop.time() >= end:
                 break
-        if self._begun or self.waiting:
+        if self._patient or self._others:
             self._go()
 
     def _next(self) -> Callable[[], None]:
-        if self._begun:
-            return self._begun.popleft()
-        self._patience = bool(self._patient) and not (self._patience and self._others)
-        return self._patient.popleft() if self._patience else self._others.popleft()
+        due = self._patient if self._last is self._others else self._others
+        if due:
+            self._last = due
+        return self._last.next()

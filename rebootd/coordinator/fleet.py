@@ -244,7 +244,7 @@ class Fleet:
 
     # --- what the machines say -----------------------------------------------------------
 
-    def hear(self, report: Report, now: float) -> None:
+    def hear(self, report: Report, now: float, quiet_for: Machine | None = None) -> None:
         """Keeps a report; the time of a first good enable result is kept for the soak."""
         before = self.observed.get(report.name)
         enabled_at = 0.0
@@ -252,7 +252,7 @@ class Fleet:
         if result is not None and result.kind is DirectiveKind.ENABLE and result.ok:
             same = before is not None and before.report.result is not None and before.report.result.id == result.id
             enabled_at = before.enabled_at if same and before is not None and before.enabled_at else now
-        self.observed[report.name] = Observation(report=report, at=now, enabled_at=enabled_at)
+        self.observed[report.name] = Observation(report, now, enabled_at, quiet_for)
 
     # --- what the catalog says -----------------------------------------------------------
 

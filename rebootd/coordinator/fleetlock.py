@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from rebootd.core.errors import InvalidInput, Refused
-from rebootd.core.fleetlock import META, clients, nonce, spent
+from rebootd.core.fleetlock import META, clients, machine_id, nonce, spent
 from rebootd.core.fleetlock_record import Word
 from rebootd.core.inputs import parse_name
 from rebootd.core.model import State
@@ -78,7 +78,7 @@ class Clients:
         """What the machine's client is answered: at once if it has to wait, else when its step is in the store."""
         self._reception.require(self._leadership)
         machine = self._fleet.machines.get(name)
-        if machine is not None and machine.fleetlock is not None:
+        if machine is not None and machine.machine_id == machine_id(name):
             # An agent that claimed its name a while ago is forgiven when the machine itself calls.
             self._reception.accept(name, machine.machine_id, machine.boot_id)
         barred = self._barred(name, call)
@@ -98,7 +98,7 @@ class Clients:
             return _no("aside", f"the record of {name} cannot be read: {fleet.asides[name].error}")
         if name in fleet.conflicts:
             return _no("conflict", fleet.conflicts[name])
-        if machine.fleetlock is None if machine is not None else name in fleet.observed:
+        if machine.machine_id != machine_id(name) if machine is not None else name in fleet.observed:
             return _no("has-agent", f"{name} has an agent of rebootd, and that asks for its reboots")
         if not fleet.policy.fleetlock.enabled and (machine is None or not call.steady):
             return _no("disabled", "the policy does not let FleetLock clients ask for reboots (fleetlock.enabled)")

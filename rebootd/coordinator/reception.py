@@ -101,7 +101,7 @@ class Reception:
         news = not idle and not self._known(machine, report)
         if not news:
             self._remark(report, now)
-        self._fleet.hear(report, now)
+        self._fleet.hear(report, now, machine if idle else None)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(report.wait, longest_wait(machine))
         if news:

@@ -104,8 +104,10 @@ def voices(
             report = _said(m, calls.get(name), nodes.get(name), policy, now, {} if memo is None else memo)
             yield name, Observation(report, gone.get(name, now), enabled)
     for name, call in calls.items():
-        if name not in machines and policy.fleetlock.enabled:
-            yield name, Observation(voice(name, None, call, nodes.get(name), policy, now), now)
+        known = machines.get(name)
+        # A leader of an older version may have written the record, and lost what it did not know.
+        if known.fleetlock is None if known is not None else policy.fleetlock.enabled:
+            yield name, Observation(voice(name, known, call, nodes.get(name), policy, now), now)
 
 
 def _said(
@@ -186,10 +188,10 @@ def first(call: Call, now: float) -> FleetLock:
 def hear_client(walk: Walk) -> None:
     """Takes over a call into the record: now and then is enough, while the client says the same."""
     m, call = walk.machine, walk.view.snapshot.calls.get(walk.machine.name)
-    client = m.fleetlock
-    if call is None or client is None:
+    if call is None:
         return
-    said = first(call, walk.now)
-    stale = abs(walk.now - client.called) > walk.view.snapshot.policy.fleetlock.wish / 4
-    if stale or client.id != said.id or bool(client.asked) is not bool(said.asked):
+    client, said = m.fleetlock, first(call, walk.now)
+    same = client is not None and client.id == said.id and bool(client.asked) is bool(said.asked)
+    fresh = client is not None and abs(walk.now - client.called) <= walk.view.snapshot.policy.fleetlock.wish / 4
+    if not (same and fresh):
         walk.machine = replace(m, fleetlock=said)

@@ -239,12 +239,13 @@ class Observation(msgspec.Struct, frozen=True):
     """What a machine last told this leader: the report and the leader's time of it.
 
     ``enabled_at`` is when the result of the present enable directive was first seen (0: not yet);
-    the soak is counted from it.
+    the soak is counted from it. ``quiet_for`` is a record that the report is known to change nothing about.
     """
 
     report: Report
     at: float
     enabled_at: float = 0.0
+    quiet_for: Machine | None = None
 
 
 class Aside(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from rebootd.core.limits import available
 from rebootd.core.operations import audit
 from rebootd.core.pace_check import check_pace
 from rebootd.core.policy import diff_policies, parse_policy
-from rebootd.core.policy_check import check_limits
+from rebootd.core.policy_check import check_limits, check_ways
 from rebootd.core.policy_concerns import BY_MACHINE, EXAMPLES, concerns
 from rebootd.core.policy_told import FieldChange, LimitChange, PolicyDiff
 from rebootd.core.quorums import check_quorums
@@ -55,6 +55,7 @@ def without_names(diff: PolicyDiff) -> PolicyDiff:
 def _checked(new: Policy, snapshot: Snapshot) -> tuple[str, ...]:
     return (
         *check_limits(new, snapshot),
+        *check_ways(new, snapshot),
         *check_gates(new, snapshot),
         *check_quorums(new, snapshot),
         *check_pace(new, snapshot),

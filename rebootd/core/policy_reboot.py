@@ -51,7 +51,13 @@ def method_for(policy: Policy, cycle: Cycle | None, machine: Machine) -> str:
     """How the machine is to reboot for the cycle: the cycle's word, then the first rule that fits; ``""``: none."""
     if cycle is not None and cycle.method:
         return cycle.method
-    return next((rule.method for rule in policy.reboot if rule.machines.matches(machine)), "")
+    place = method_rule(policy, machine)
+    return policy.reboot[place].method if place is not None else ""
+
+
+def method_rule(policy: Policy, machine: Machine) -> int | None:
+    """The place of the first rule that fits the machine, or None."""
+    return next((place for place, rule in enumerate(policy.reboot) if rule.machines.matches(machine)), None)
 
 
 def same_kernel(one: str, other: str) -> bool:

@@ -56,7 +56,7 @@ class Roll:
         self.others: list[Machine] = []
         now, patience = snapshot.now, snapshot.policy.unreachable_after
         observed, in_service, look = snapshot.observed, State.IN_SERVICE, _look(snapshot, cycles, keys)
-        named = {*snapshot.conflicts, *snapshot.failing, *snapshot.gone, *snapshot.machine_holds}
+        named = {*snapshot.conflicts, *snapshot.failing, *snapshot.gone, *snapshot.machine_holds, *snapshot.calls}
         racks, others = self.racks, self.others
         for name, m in snapshot.machines.items():
             rack = racks.get(m.rack)
@@ -75,7 +75,7 @@ class Roll:
                 or m.nomad is not None
                 or m.fleetlock is not None
                 or name in named
-                or not quiet(m, seen.report)
+                or not (seen.quiet_for is m or quiet(m, seen.report))
             ):
                 rack.others.append(m)
                 others.append(m)

@@ -19,19 +19,33 @@ SHOWN = 3
 
 def hints(snapshot: Snapshot, selector: Selector) -> str:
     """Each term that no machine meets, with what is near it; or that no machine meets all of them."""
-    values: dict[str, set[str]] = {key: set() for key in OWN_KEYS}
-    for machine in snapshot.machines.values():
-        for key in OWN_KEYS:
-            values[key].add(str(getattr(machine, key)))
-        for key, value in machine.labels.items():
-            values.setdefault(key, set()).add(value)
-    values = {key: known for key, met in values.items() if (known := met - {""}) or key in OWN_KEYS}
+    values = _values(snapshot)
     terms = terms_of(selector)
     found = [said for term in terms if not term.negated for said in _unmet(term, values)]
     if found:
         return "; ".join(found)
     met = ", each of its terms by others" if len(terms) > 1 else ""
     return f"{len(snapshot.machines)} machines are known{met}"
+
+
+def unknown(snapshot: Snapshot, key: str) -> str:
+    """``no machine has 'modell'; nearest: model``, or ``""`` when one has it or none is known."""
+    values = _values(snapshot)
+    if not snapshot.machines or values.get(key):
+        return ""
+    near = alike(key, (k for k, met in values.items() if met))
+    return f"no machine has {key!r}{near or f'; known: {_some(k for k, met in values.items() if met)}'}"
+
+
+def _values(snapshot: Snapshot) -> dict[str, set[str]]:
+    """What machines have, by key; the own keys also where none has any."""
+    values: dict[str, set[str]] = {key: set() for key in OWN_KEYS}
+    for machine in snapshot.machines.values():
+        for key in OWN_KEYS:
+            values[key].add(str(getattr(machine, key)))
+        for key, value in machine.labels.items():
+            values.setdefault(key, set()).add(value)
+    return {key: known for key, met in values.items() if (known := met - {""}) or key in OWN_KEYS}
 
 
 def _unmet(term: Term, values: dict[str, set[str]]) -> Iterator[str]:

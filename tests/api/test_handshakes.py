@@ -145,22 +145,30 @@ async def test_more_than_a_hello_is_not_taken_before_its_turn(pki: Pki, monkeypa
 # ------------------------------------------------------------------------------------------------------------- turns
 
 
-async def test_what_has_begun_goes_first_then_agents_and_others_by_turns() -> None:
+async def test_agents_and_others_take_turns_and_what_has_begun_goes_first() -> None:
     done: list[str] = []
     turns = Turns()
 
     def step(name: str) -> Callable[[], None]:
         return lambda: done.append(name)
 
-    for name in ("a1", "a2", "a3", "a4"):
+    for name in ("a1", "a2", "a3"):
         turns.begin(step(name), patient=True)
+    turns.go_on(step("a0"), patient=True)
     for name in ("o1", "o2"):
-        turns.begin(step(name))
-    assert turns.waiting == 6
-    turns.go_on(step("begun"))
+        turns.begin(step(name), patient=False)
+    turns.go_on(step("o0"), patient=False)
+    assert turns.waiting == 5
     await until(lambda: len(done) == 7)
-    assert done == ["begun", "a1", "o1", "a2", "o2", "a3", "a4"]
+    assert done == ["a0", "o0", "a1", "o1", "a2", "o2", "a3"]
     assert turns.waiting == 0
+    # One of either kind alone is served as well.
+    turns.begin(step("a4"), patient=True)
+    turns.go_on(step("a5"), patient=True)
+    await until(lambda: len(done) == 9)
+    turns.begin(step("o3"), patient=False)
+    await until(lambda: len(done) == 10)
+    assert done[7:] == ["a5", "a4", "o3"]
 
 
 async def test_between_two_turns_the_loop_does_its_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +176,7 @@ async def test_between_two_turns_the_loop_does_its_other_work(monkeypatch: pytes
     done: list[str] = []
     turns = Turns()
     for _ in range(3):
-        turns.begin(lambda: done.append("handshake"))
+        turns.begin(lambda: done.append("handshake"), patient=True)
     for _ in range(3):
         await asyncio.sleep(0)
         done.append("other work")

@@ -26,4 +26,9 @@ def run(seeds: int = 30, times: int = 3) -> list[Figure]:
             value=f"{found.seeds_per_minute:.0f}",
             beside=f"{found.hours_per_minute:.0f} simulated hours; {seeds} seeds",
         ),
+        Figure(
+            what="simulated hours per minute of one core, of a fleet that is left alone",
+            value=f"{found.idle_hours_per_minute[1]:.0f}",
+            beside=f"{found.idle_hours_per_minute[0]:.0f} with the pauses of production, here 30 times as long",
+        ),
     ]

@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from rebootd.coordinator import fleetlock, reception
+from rebootd.coordinator import fleetlock
 from rebootd.coordinator.drains import nomad as room
-from rebootd.core.errors import Refused
-from rebootd.core.fleetlock_record import Call, Word
-from rebootd.core.model import Machine, Permit, State
-from rebootd.core.operations import clear_quarantine, forget, halt, hold, release, unhalt
+from rebootd.core.model import Machine, State
+from rebootd.core.operations import clear_quarantine, halt, hold, release, unhalt
 from rebootd.core.operations_inputs import Because
-from rebootd.core.operations_policy import apply_policy
 from rebootd.core.wire import Tri
 from rebootd.store.port import Set
 from tests.coordinator.lab import Host, Lab, eventually, record, start
+from tests.coordinator.lock_lab import BECAUSE, ON, RACKS, back, leading, permit, policy, pre, served
 from tests.coordinator.test_nomad_room import Scripted
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from rebootd.coordinator.leader import Leader
-    from rebootd.store.port import Node
-
-RACKS = {"r1": ["a1", "a2"], "r2": ["b1", "b2"]}
-ON = "fleetlock: {enabled: true}\nsettle: 0s\n"
-BECAUSE = Because(by="test", reason="a test")
-
-
-async def policy(leader: Leader, text: str) -> None:
-    await leader.apply(lambda s: apply_policy(s, text, BECAUSE))
-
-
-@asynccontextmanager
-async def leading(lab: Lab, text: str = ON) -> AsyncIterator[Leader]:
-    async with lab.leader() as leader:
-        await policy(leader, text)
-        yield leader
-
-
-async def ask(leader: Leader, client: str, *, steady: bool = False, group: str = "default") -> Word:
-    name = await leader.clients.machine(client)
-    return await leader.clients.ask(name, Call(client, group, steady))
-
-
-async def pre(leader: Leader, client: str) -> Word:
-    return await ask(leader, client)
-
-
-async def back(leader: Leader, client: str) -> Word:
-    return await ask(leader, client, steady=True)
-
-
-def permit(leader: Leader, name: str) -> Permit:
-    found = record(leader, name).permit
-    assert found is not None
-    return found
 
 
 async def test_from_the_first_call_to_the_reboot_and_back() -> None:
@@ -88,12 +44,6 @@ async def test_from_the_first_call_to_the_reboot_and_back() -> None:
         assert (await back(leader, "a1")).granted
         assert record(leader, "a1").version == version
         assert not [e for k, e in lab.consul.entries.items() if k.endswith("/.lock") and e.session]
-
-
-async def served(leader: Leader, *clients: str) -> None:
-    for client in clients:
-        assert (await back(leader, client)).granted
-        await eventually(lambda c=client: record(leader, c).state is State.IN_SERVICE)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("other", ["a2", "b1"])
@@ -218,66 +168,6 @@ async def test_who_never_came_back_is_quarantined_until_a_person_looks() -> None
         assert len(record(leader, "a1").boots) == 1
 
 
-async def test_a_rack_that_is_unknown_is_listed_and_never_drained() -> None:
-    lab = Lab(RACKS)
-    lab.consul.register_node("stray", {"rack": "no such/rack"})
-    async with leading(lab) as leader:
-        await served(leader, "stray")
-        word = await pre(leader, "stray")
-        assert (word.granted, word.kind) == (False, "no-rack")
-        assert record(leader, "stray").state is State.IN_SERVICE
-
-
-async def test_a_node_names_its_client_in_its_meta() -> None:
-    lab = Lab({"r1": ["a1"]})
-    uuid = "c988d2509fdf4cdcbed39037c56406fb"
-    lab.consul.register_node(
-        "coreos", {"rack": "r9", "role": "web", "fleetlock-id": uuid, "consul-network-segment": ""}
-    )
-    async with leading(lab) as leader:
-        assert await leader.clients.machine(uuid) == "coreos"
-        await ask(leader, uuid, steady=True, group="workers")
-        await eventually(lambda: record(leader, "coreos").state is State.IN_SERVICE)
-        assert record(leader, "coreos").labels == {"role": "web", "fleetlock": "workers"}
-        for unknown in ("coreos", "nobody", uuid.upper()):
-            with pytest.raises(Refused, match="not known to the Consul catalog"):
-                await leader.clients.machine(unknown)
-    lab.consul.register_node("twin", {"rack": "r9", "fleetlock-id": uuid})
-    async with leading(lab) as leader:
-        with pytest.raises(Refused, match="coreos, twin"):
-            await leader.clients.machine(uuid)
-
-
-async def test_a_machine_with_an_agent_is_asked_by_its_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    lab, host = Lab(RACKS), Host("a1")
-    async with leading(lab) as leader:
-        await host.join(leader)
-        for word in (await pre(leader, "a1"), await back(leader, "a1")):
-            assert (word.granted, word.kind) == (False, "has-agent")
-        # The other way round: an agent where a client was before is a conflict, until the record is forgotten.
-        await served(leader, "b1")
-        with pytest.raises(Refused, match="two machine-ids"):
-            await Host("b1").report(leader)
-        assert (await pre(leader, "b1")).kind == "conflict"
-        # That agent never called again.
-        monkeypatch.setattr(reception, "CONFLICT_LASTS", 0.0)
-        assert (await pre(leader, "b1")).granted
-        await served(leader, "b1")
-
-
-async def test_off_unless_the_policy_lets_it() -> None:
-    lab = Lab(RACKS)
-    async with leading(lab) as leader:
-        await served(leader, "a1", "b1")
-        assert (await pre(leader, "a1")).granted
-        await policy(leader, "settle: 0s\n")
-        assert (await pre(leader, "b1")).kind == "disabled"
-        assert (await back(leader, "b2")).kind == "disabled"
-        assert "b2" not in leader.fleet.machines
-        # Who is out comes back all the same (S5).
-        await served(leader, "a1")
-
-
 async def test_a_cycle_takes_it_when_its_client_asks_and_does_not_wait_for_it() -> None:
     lab, host = Lab(RACKS), Host("b1")
     async with leading(lab) as leader:
@@ -296,19 +186,6 @@ async def test_a_cycle_takes_it_when_its_client_asks_and_does_not_wait_for_it() 
         assert (await pre(leader, "a1")).granted
         await served(leader, "a1")
         assert record(leader, "a1").outcomes.get("k2") is None
-
-
-async def test_it_is_forgotten_when_its_client_is_silent() -> None:
-    lab = Lab(RACKS)
-    async with leading(lab, ON.replace("true", "true, wish: 1s")) as leader:
-        await served(leader, "a1")
-        with pytest.raises(Refused, match="still reports"):
-            await leader.apply(lambda s: forget(s, "a1", BECAUSE))
-        await asyncio.sleep(1.1)
-        await leader.apply(lambda s: forget(s, "a1", BECAUSE))
-        assert "a1" not in leader.fleet.machines
-        # It is no ghost: the next call makes a new record.
-        await served(leader, "a1")
 
 
 async def test_back_is_not_said_before_it_is_in_the_store() -> None:
@@ -336,35 +213,6 @@ async def test_who_soaks_is_back_and_is_not_waited_for() -> None:
         async with asyncio.timeout(3):
             assert (await pre(leader, "a1")).kind == "soak"
             assert (await back(leader, "a1")).granted
-
-
-async def test_two_requests_of_one_client_at_once() -> None:
-    lab = Lab(RACKS)
-    async with leading(lab) as leader:
-        await served(leader, "a1")
-        words = await asyncio.gather(*(pre(leader, "a1") for _ in range(4)))
-        assert [w.kind for w in words if not w.granted] == ["asked-again"] * 3
-        assert [w.granted for w in words].count(True) == 1
-        assert leader.fleet.calls == {}
-
-
-async def test_clients_that_nobody_knows_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = Lab(RACKS)
-    looks = 0
-    nodes = lab.store.nodes
-
-    async def counted() -> list[Node]:
-        nonlocal looks
-        looks += 1
-        return await nodes()
-
-    async with leading(lab) as leader:
-        monkeypatch.setattr(lab.store, "nodes", counted)
-        for number in range(200):
-            with pytest.raises(Refused):
-                await leader.clients.machine(f"nobody-{number}")
-        assert looks <= 2
-        assert (leader.fleet.calls, leader.fleet.machines) == ({}, {})
 
 
 async def test_its_nomad_client_is_drained_before_it_may_go(monkeypatch: pytest.MonkeyPatch) -> None:

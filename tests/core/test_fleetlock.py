@@ -12,6 +12,7 @@ from rebootd.core.decide import decide
 from rebootd.core.errors import InvalidInput, Refused
 from rebootd.core.fleetlock import CLIENT, REASON, Memo, clients, machine_id, nonce, voices, wished
 from rebootd.core.fleetlock_record import CYCLE
+from rebootd.core.forecast import run
 from rebootd.core.model import Call, Cycle, FleetLock, Machine, Permit, Snapshot, State
 from rebootd.core.operations_cycles import move_cycle, start_cycle
 from rebootd.core.operations_inputs import Because
@@ -297,3 +298,12 @@ def test_what_the_policy_may_not_say(text: str, field: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         parse_policy(text)
     assert refused.value.field == field
+
+
+def test_a_forecast_has_who_asks_and_leaves_out_who_does_not() -> None:
+    asks, silent = client(machine("m1"), NOW - 9), client(machine("m2", "r2"))
+    agent = machine("m3", "r3")
+    found = run(world(asks, silent, agent, cycles=[ours(), cycle("k1", waves=False)]))
+    assert sorted((p.machine, p.cycle) for p in found.planned) == [("m1", "k1"), ("m3", "k1")]
+    only = run(world(asks, silent, agent), CYCLE)
+    assert [(p.machine, p.cycle) for p in only.planned] == [("m1", CYCLE)]

@@ -23,6 +23,8 @@ UNMATCHED = {
     "gates": (f"gates: [{GATE % 'role=databse'}]", "gates[0].covers"),
     "quorums": ("quorums: [{name: dbs, selector: role=databse}]", "quorums[0].selector"),
     "standing": ("standing: {enabled: true, selector: role=databse}", "standing.selector"),
+    "drains": ("drains: {nomad: {machines: role=databse}}", "drains.nomad.machines"),
+    "methods": ("reboot: {methods: [{machines: role=databse, method: kexec}]}", "reboot.methods[0].machines"),
     "waves": ("waves: [{name: a, machines: role=databse}, {name: b, size: '100%'}]", "waves[0].machines"),
 }
 
@@ -38,6 +40,26 @@ def test_a_selector_that_matches_nothing_is_a_warning_that_names_the_nearest(whe
 def test_an_unknown_label_names_the_nearest() -> None:
     [warning] = diff_policy(FLEET, "limits: [{name: dbs, selector: roll=web, max: 1}]").warnings
     assert "no machine has 'roll'; nearest: role" in warning
+
+
+LABELS = {
+    "failures.breaker.labels": "failures: {breaker: {labels: [kernel, rolle]}}",
+    "forecast.labels": "forecast: {labels: [rolle]}",
+}
+
+
+@pytest.mark.parametrize("field", LABELS)
+def test_labels_that_no_machine_has_name_the_nearest(field: str) -> None:
+    [warning] = diff_policy(FLEET, LABELS[field]).warnings
+    assert warning == f"{field}: no machine has 'rolle'; nearest: role"
+    assert diff_policy(FLEET, LABELS[field].replace("rolle", "rack")).warnings == ()
+    assert diff_policy(FLEET, "forecast: {labels: [model]}").warnings == (), "one of the defaults"
+
+
+def test_a_rule_that_comes_too_late_is_warned_of() -> None:
+    rules = "reboot: {methods: [{machines: '*', method: kexec}, {machines: role=web, method: soft-reboot}]}"
+    [warning] = diff_policy(FLEET, rules).warnings
+    assert warning.startswith("reboot.methods[1].machines: 'role=web' comes too late")
 
 
 NEVER = {

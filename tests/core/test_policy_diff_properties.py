@@ -77,7 +77,8 @@ def test_whatever_differs_is_told_for_machines_that_there_are(one: str, other: s
     whats = [c.what for c in diff.concerns]
     assert len(whats) == len(set(whats))
     assert whats == [w for w in whats if not w.startswith(PREFIX)] + [w for w in whats if w.startswith(PREFIX)]
-    for told in (*diff.limits, *diff.concerns):
-        assert len(told.names) == told.machines
-        assert list(told.names) == sorted(set(told.names))
-        assert set(told.names) <= world.machines.keys()
+    told = [(x.machines, x.names) for x in diff.limits] + [(x.machines, x.names) for x in diff.concerns]
+    for machines, names in told:
+        assert len(names) == machines
+        assert list(names) == sorted(set(names))
+        assert set(names) <= world.machines.keys()

@@ -13,7 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.sim.enough import too_few
-from tests.sim.plan import PROFILES, make_plan
+from tests.sim.month import MONTH, plan_of
+from tests.sim.plan import PROFILES
 from tests.sim.planted import PLANTED, plant
 from tests.sim.run import Outcome, prepare, quiet_logs, run_seed
 from tests.sim.shrink import shrink
@@ -42,7 +43,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="one seed, with its story")
     parser.add_argument("--faults", help="indexes of faults to keep, such as 3,7 (or none); with --seed")
-    parser.add_argument("--profile", choices=PROFILES, default="", help="draw faults of this kind only")
+    parser.add_argument("--profile", choices=(*PROFILES, MONTH), default="", help="draw faults of this kind only")
     parser.add_argument("--planted", choices=sorted(PLANTED), default="", help="run with a planted bug")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-v", "--verbose", action="store_true", help="print the story while it happens")
@@ -97,7 +98,7 @@ def _many(options: argparse.Namespace) -> int:
 
 
 def _explain(outcome: Outcome, options: argparse.Namespace) -> None:
-    plan = make_plan(outcome.seed, profile=options.profile)
+    plan = plan_of(outcome.seed, options.profile)
     with plant(options.planted):
         needed = shrink(plan, outcome)
     print(f"\nseed {outcome.seed}: {outcome.violation}")

@@ -31,8 +31,8 @@ def lulls_watched(world: World) -> Iterator[None]:
         if rests and not next(ticks) % EVERY_LULL:
             missed = decide(snapshot)
             if not idle(missed):
-                steps = ", ".join(f"{step.name}: {step.events[0].cause if step.events else ''}" for step in missed.steps)
-                world.checks.fail("LULL", f"the leader rests, and there is something to do: {steps or missed}")
+                due = [f"{step.name}: {step.events[0].cause}" if step.events else step.name for step in missed.steps]
+                world.checks.fail("LULL", f"the leader rests, and there is something to do: {due or missed}")
         return rests
 
     with mock.patch.object(Lull, "lasts", lasts):

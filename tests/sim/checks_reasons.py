@@ -43,6 +43,8 @@ class ReasonChecks:
         divided, self._policy = snapshot.policy != self._policy, snapshot.policy
         seen: dict[int, dict[tuple[str, str], float]] = {}
         said = {}
+        # Pairs of what is said now and was said before that have been compared for another machine.
+        alike: set[tuple[int, int]] = set()
         # Who moves on by this decision is told where it comes to. People may have edited a record, and its times.
         moved_on = {s.name: (s.after.version, s.after.since) for s in decision.steps if s.after is not None}
         for name, reasons in decision.reasons.items():
@@ -56,13 +58,19 @@ class ReasonChecks:
             if then != stamp:
                 # What its agent or its state is about began anew.
                 continue
+            if (id(found), id(before)) in alike:
+                continue
+            moved_at_all = False
             for key, since in found.items():
                 if divided and key[0] == "wave":
                     continue
                 moved_by = abs(since - before[key]) if key in before else 0.0
+                moved_at_all = moved_at_all or moved_by > MOVES
                 if moved_by > MOVES and not (_fleeting(*key) or self._of_another_hold(machine, key[0], since)):
                     moved = f"since {before[key]:.1f} before and {since:.1f} now"
                     self.truth.fail("S8", f"{name} waits, {moved}, for {key[0]}: {key[1]}")
+            if not moved_at_all:
+                alike.add((id(found), id(before)))
         self._said = said
 
     def _of_another_hold(self, machine: Machine | None, kind: str, since: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -245,7 +246,15 @@ class MoreFaults(Ambushes):
         """A cycle that skips windows, and some of the gates that may be skipped."""
         gates = self.world.checks.policy.gates
         may = [g.name for g in gates if not isinstance(g.test, ConsulQuorum | NomadQuorum)]
-        self.people.start("*", emergency=True, skip=may[: int(fault.value)])
+        ask = partial(self.people.start, "*", emergency=True, skip=may[: int(fault.value)])
+        ask()
+
+        def again() -> None:
+            """Who got no answer looks whether it is under way."""
+            if not any(c.emergency for c in self.world.checks.cycles.values()):
+                ask()
+
+        self.world.loop.after(30.0, again)
 
     # --- clocks and records ---------------------------------------------------------------------------
 

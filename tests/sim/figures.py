@@ -6,19 +6,24 @@ import time
 from dataclasses import dataclass
 
 from rebootd.consul.leadership import Tuning
+from tests.sim.month import month_plan
 from tests.sim.plan import Fault, Plan
 from tests.sim.run import Outcome, prepare, run_seed
 
 
 @dataclass(frozen=True)
 class Figures:
-    """``reboots`` and ``seeds`` are per second and per minute of one core; messages are between agents and daemons."""
+    """``reboots`` and ``seeds`` are per second and per minute of one core; messages are between agents and daemons.
+
+    ``idle_hours_per_minute`` are those of a fleet that is left alone, with its chores as they are and 30 times slower.
+    """
 
     reboots_per_second: float
     messages_per_reboot: float
     commits_per_reboot: float
     hours_per_minute: float
     seeds_per_minute: float
+    idle_hours_per_minute: tuple[float, float]
 
 
 def fleet_plan(machines: int = 40, cycles: int = 12) -> Plan:
@@ -70,7 +75,17 @@ def measure(seeds: int = 30, times: int = 3) -> Figures:
         commits_per_reboot=fleet.counts["commits"] / reboots,
         hours_per_minute=60 * hours / each,
         seeds_per_minute=60 * seeds / each,
+        idle_hours_per_minute=(_idle(days=1.0, tempo=1.0), _idle(days=10.0, tempo=30.0)),
     )
+
+
+def _idle(days: float, tempo: float) -> float:
+    """Simulated hours per minute of one core of a fleet that is left alone."""
+    began = time.process_time()
+    outcome = run_seed(3, plan=month_plan(3, days=days, tempo=tempo))
+    if not outcome.ok:
+        raise RuntimeError(outcome.violation)
+    return 60 * outcome.hours / (time.process_time() - began)
 
 
 def _fleet() -> tuple[Outcome, float]:

@@ -18,7 +18,7 @@ from rebootd.consul.leadership import Tuning
 from rebootd.coordinator import audit, follow, forecasts, peers
 from rebootd.core import directives
 from tests.sim.features import STANDING, Features
-from tests.sim.plan import Fault, Plan
+from tests.sim.plan import Fault, Plan, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +70,8 @@ def month_plan(seed: int, *, days: float = 30.0, tempo: float = 30.0) -> Plan:
         },
     }
     end = days * DAY
-    faults = [Fault(rng.uniform(600.0, end), "reboot-required", n) for n in names for _ in range(int(end / NEEDS_EVERY))]
+    needs = [name for name in names for _ in range(int(end / NEEDS_EVERY))]
+    faults = [Fault(rng.uniform(600.0, end), "reboot-required", name) for name in needs]
     for _ in range(int(end / TROUBLE_EVERY)):
         kind, target = rng.choice(TROUBLE)
         faults.append(Fault(rng.uniform(600.0, end), kind, target or rng.choice(names), rng.uniform(5.0, 600.0)))
@@ -96,6 +97,11 @@ def month_plan(seed: int, *, days: float = 30.0, tempo: float = 30.0) -> Plan:
         features=Features(standing=True),
         tempo=tempo,
     )
+
+
+def plan_of(seed: int, profile: str = "") -> Plan:
+    """The plan of a seed; a month is never drawn, only asked for."""
+    return month_plan(seed) if profile == MONTH else make_plan(seed, profile=profile)
 
 
 @contextmanager

@@ -19,9 +19,8 @@ from tests.sim.checks_lull import lulls_watched
 from tests.sim.faults import Faults
 from tests.sim.forecasting import forecasting
 from tests.sim.loop import Livelock
-from tests.sim.month import MONTH, month_plan, paced
+from tests.sim.month import paced, plan_of
 from tests.sim.people import People
-from tests.sim.plan import make_plan
 from tests.sim.world import World
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def run_seed(
     plan: Plan | None = None,
 ) -> Outcome:
     """Runs one seed, or the given plan, with all of its faults or ``only`` those with the given indexes."""
-    plan = plan or (month_plan(seed) if profile == MONTH else make_plan(seed, profile=profile))
+    plan = plan or plan_of(seed, profile)
     faults = [(i, f) for i, f in enumerate(plan.faults) if only is None or i in only]
     return run_world(World(plan, verbose=verbose), faults)
 

@@ -40,6 +40,6 @@ def test_only_the_pauses_of_chores_are_stretched() -> None:
 
 def test_a_leader_that_sleeps_too_long_is_noticed() -> None:
     quiet_logs()
-    with mock.patch.object(lull, "next_wake", lambda *_: 1e12):
+    with mock.patch.object(lull, "next_wake", return_value=1e12):
         found = [run_seed(seed, profile="operators").name for seed in range(6)]
     assert "LULL" in found

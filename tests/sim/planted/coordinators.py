@@ -8,12 +8,13 @@ from unittest import mock
 import msgspec
 
 from rebootd.consul.leadership import Leadership
-from rebootd.coordinator import fleet, leader, locks, reception
+from rebootd.coordinator import fleet, leader, locks, lull, reception
 from rebootd.core import settle
 from rebootd.core.errors import Conflict, Denied, OutcomeUnknown, TooLarge, Unreachable
+from rebootd.core.wake import LONGEST
 from rebootd.store import writer
 from rebootd.store.port import Lock, Set, Unlock
-from tests.sim.planted.kind import Planted
+from tests.sim.planted.kind import Planted, put
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -152,6 +153,11 @@ ALL = (
         "everything",
     ),
     Planted("barrier-read-is-stale", "what a new leader loads may be old", _stale_load, "ambushes"),
+    Planted(
+        "rests-too-long",
+        "a leader that has nothing to do does not look when time has changed something",
+        put(lull, "next_wake", lambda _snapshot, since: since + LONGEST),
+    ),
     Planted("locks-never-released", "racks stay locked for ever", _locks_kept),
     Planted("cycles-not-loaded", "a new leader knows no cycles", _cycles_unwatched, "processes"),
 )
