@@ -26,11 +26,18 @@ def dev_consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 @pytest.fixture(autouse=True)
 def nobody_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves nodes with a rack in the shared Consul: leaders of later tests would wait for them."""
-    yield
-    agent = request.node.funcargs.get("dev_consul") if hasattr(request.node, "funcargs") else None
-    if agent is None:
+    if "dev_consul" not in request.fixturenames:
+        yield
         return
-    left = [node["Node"] for node in agent.ask("/v1/catalog/nodes") if (node.get("Meta") or {}).get("rack")]
+    agent: Agent = request.getfixturevalue("dev_consul")
+
+    def racked() -> set[str]:
+        return {node["Node"] for node in agent.ask("/v1/catalog/nodes") if (node.get("Meta") or {}).get("rack")}
+
+    # Those of fixtures that a whole file shares stay until the file ends.
+    before = racked()
+    yield
+    left = sorted(racked() - before)
     for name in left:
         agent.ask("/v1/catalog/deregister", "PUT", json.dumps({"Node": name}).encode())
     assert not left, f"nodes left in the shared Consul: {left}"

@@ -36,10 +36,11 @@ def _leads_on(step: MachineStep, *, nomad: bool) -> bool:
         return True
     if (before.state, after.state) not in _ONWARD or (nomad and after.state is State.DRAINING):
         return True
-    # An outcome may end its cycle or be one failure too many, and so may what a selector looks at.
-    return (before.outcomes, before.kernel, before.labels, before.chassis) != (
-        after.outcomes,
-        after.kernel,
-        after.labels,
-        after.chassis,
-    )
+    if (before.kernel, before.labels, before.chassis) != (after.kernel, after.labels, after.chassis):
+        # What a selector looks at.
+        return True
+    # An outcome may end a cycle or be one failure too many. A good one ends none that the machine is still out for.
+    known, own = before.outcomes, after.cycle
+    new = {cycle for cycle, outcome in after.outcomes.items() if known.get(cycle) != outcome}
+    failed = after.outcomes.get(own, "").startswith("failed")
+    return bool(new) and (failed or new != {own})

@@ -130,6 +130,11 @@ def _split(wave: Wave, rest: list[Machine], total: int) -> tuple[list[Machine], 
     return chosen, left
 
 
+def _served(machine: Machine, cycle: Cycle) -> bool:
+    """Whether the machine's boot, once it is proved, serves the cycle, too (see ``with_reboot``)."""
+    return machine.state is State.VERIFYING and machine.booted and cycle.created <= machine.since
+
+
 def wave_plan(
     policy: Policy, cycle: Cycle, members: Mapping[str, Collection[Machine]], last: Collection[str]
 ) -> WavePlan:
@@ -144,7 +149,7 @@ def wave_plan(
     reached = parse_selector(cycle.target, "target").matches if cycle.target else None
     for rack in sorted((r for r in members if r), key=ranks.__getitem__):
         for machine in sorted(members[rack], key=_name):
-            wanted = matches(machine) and (reached is None or not reached(machine))
+            wanted = matches(machine) and (reached is None or not reached(machine) or _served(machine, cycle))
             # Who is out for the cycle stays in its wave, although it may show the target before it is proved.
             if wanted or cycle.id in machine.outcomes or machine.cycle == cycle.id:
                 (behind if machine.name in last else chosen).append(machine)

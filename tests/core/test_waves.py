@@ -70,6 +70,15 @@ def test_who_need_not_go_is_in_no_wave() -> None:
     assert not {"x1", "x2"} & set(view.pace.plans["k1"].index)
 
 
+def test_who_is_out_for_another_cycle_keeps_its_place_until_its_boot_is_proved() -> None:
+    """Its boot serves this cycle, too: were it in no wave meanwhile, the others would each move up by one."""
+    booted = out(State.VERIFYING, cycle="k0", kernel="6.13")
+    others = [machine(f"m{n}", kernel="6.12") for n in (2, 3)]
+    policy = parse_policy("waves: [{size: 1, soak: 1h}, {size: 100%}]")
+    view = View(snapshot(booted, *others, policy=policy, cycles=[cycle(target="kernel=6.13")]))
+    assert waves_of(view.pace.plans["k1"]) == [["m1"], ["m2", "m3"]]
+
+
 def test_sizes_are_of_all_that_is_selected() -> None:
     plan = plan_of(*fleet(4, 5), policy="waves: [{size: 1}, {size: 10%}, {size: 50%}, {size: 100%}]")
     assert [len(w) for w in waves_of(plan)] == [1, 2, 10, 7]

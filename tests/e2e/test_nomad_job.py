@@ -96,15 +96,20 @@ class Job:
         found = {}
         for row in self.nomad.ask("/v1/job/rebootd/allocations"):
             if row["ClientStatus"] == "running" and row["DesiredStatus"] == "run":
-                (port,) = self.nomad.ask(f"/v1/allocation/{row['ID']}")["AllocatedResources"]["Shared"]["Ports"]
-                found[f"127.0.0.1:{port['Value']}"] = row["ID"]
+                ports = self.nomad.ask(f"/v1/allocation/{row['ID']}")["AllocatedResources"]["Shared"]["Ports"]
+                (port,) = (p["Value"] for p in ports if p["Label"] == "http")
+                found[f"127.0.0.1:{port}"] = row["ID"]
         return found
 
-    def deployed(self) -> bool:
-        """Whether the newest deployment is over, and well."""
+    def version(self) -> int:
+        """The newest version that has a deployment; -1: none has."""
+        return max((d["JobVersion"] for d in self.nomad.ask("/v1/job/rebootd/deployments")), default=-1)
+
+    def deployed(self, version: int = 0) -> bool:
+        """Whether the newest deployment, of at least this version, is over, and well."""
         newest = max(self.nomad.ask("/v1/job/rebootd/deployments"), key=lambda d: d["JobVersion"])
         assert newest["Status"] in {"running", "pending", "successful"}, newest
-        return bool(newest["Status"] == "successful")
+        return bool(newest["Status"] == "successful" and newest["JobVersion"] >= version)
 
     def client(self) -> Client:
         """As an operator asks, whatever the daemons' ports are by now."""
@@ -155,7 +160,7 @@ def consuls(server: Agent, folder: Path) -> Iterator[dict[str, Agent]]:
             stack.enter_context(agent)
         yield agents
     for name in CLIENTS:
-        server.ask(f"/v1/agent/force-leave/{name}?prune=1", "PUT")
+        server.ask(f"/v1/agent/force-leave/{name}?prune=1", "PUT", timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -268,11 +273,12 @@ async def test_cycles_lose_nothing(job: Job, tmp_path: Path) -> None:
 
 
 async def rolling_update(job: Job) -> None:
-    before = set(job.allocs().values())
+    before, version = set(job.allocs().values()), job.version()
     await asyncio.to_thread(job.submit, "run", "-var=log_level=debug")
 
     async def updated() -> bool:
-        return await asyncio.to_thread(job.deployed)
+        # A moment after the job, its deployment.
+        return await asyncio.to_thread(job.deployed, version + 1)
 
     await until(updated, "the deployment", 300)
     assert not before & set(job.allocs().values())
