@@ -19,6 +19,9 @@ log = structlog.get_logger(__name__)
 
 LOOK = 3.0
 """Seconds between two looks."""
+SURE = 3
+"""Looks in a row that find no other daemon before there is none: one that starts, or whose check failed once, is there
+a moment later, and the leader's own host would go while it leads."""
 
 
 class Peers(Protocol):
@@ -68,12 +71,13 @@ class ConsulPeers:
 
 
 class PeersWatch:
-    """Keeps ``fleet.successors`` true for as long as a leadership lasts; None until the first answer."""
+    """Keeps ``fleet.successors`` true for as long as a leadership lasts; None until it is known who they are."""
 
     def __init__(self, fleet: Fleet, peers: Peers, dirty: asyncio.Event) -> None:
         self._fleet = fleet
         self._peers = peers
         self._dirty = dirty
+        self._empty = 0
         fleet.successors = None
 
     async def run(self) -> None:
@@ -84,7 +88,12 @@ class PeersWatch:
             except RebootdError as error:
                 log.warning("peers-unreadable", error=str(error))
             else:
-                if found != self._fleet.successors:
-                    self._fleet.successors = found
-                    self._dirty.set()
+                self._take(found)
             await asyncio.sleep(LOOK)
+
+    def _take(self, found: frozenset[str]) -> None:
+        self._empty = 0 if found else self._empty + 1
+        known = found if found or self._empty >= SURE else None
+        if known != self._fleet.successors:
+            self._fleet.successors = known
+            self._dirty.set()
