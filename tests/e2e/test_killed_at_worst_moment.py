@@ -53,7 +53,7 @@ async def held_together(fleet: Fleet, since: int, reboots: dict[str, int] | None
         assert [e.frm for e in path[1:]] == [e.to for e in path[:-1]], "history has a gap"
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.slow), "after"])
 async def test_leader_is_killed_at_every_commit(dev_consul: Agent, tmp_path: Path, moment: str) -> None:
     async with Fleet(dev_consul, tmp_path) as fleet:
         first, second = fleet.names
@@ -71,6 +71,7 @@ async def test_leader_is_killed_at_every_commit(dev_consul: Agent, tmp_path: Pat
         await held_together(fleet, since)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 async def test_leader_is_killed_at_every_commit_off_the_way(dev_consul: Agent, tmp_path: Path, moment: str) -> None:
     async with Fleet(dev_consul, tmp_path, racks=1, machines=2) as fleet:
