@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 TEST_ARGS ?=
 # Files are shared out among this many processes: most tests wait for real Consuls and real processes.
-TEST_JOBS ?= 2
+TEST_JOBS ?= 3
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 DIST ?= dist

@@ -15,7 +15,7 @@ from tests.sim.planted import plant
 from tests.sim.run import Outcome, quiet_logs, run_seed
 from tests.sim.shrink import shrink
 
-SEEDS = int(os.environ.get("SIM_SEEDS", "250"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "200"))
 
 
 def story(outcome: Outcome) -> str:

@@ -77,7 +77,7 @@ def _stale_boots() -> Patches:
         return
 
     return [
-        mock.patch.object(reception.Reception, "_accept", accept),
+        mock.patch.object(reception.Reception, "accept", accept),
         mock.patch.object(settle, "speaks_for", return_value=True),
     ]
 
