@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml requirements/constraints.txt requirements/make-venv
 consul: $(STAMP) ## where Consul is; fetched into the project's cache if need be
 	@$(BIN)/python -m rebootd.consul.binary
 
-test: $(STAMP) ## the quick suites (under 5 minutes on 2 cores); TEST_ARGS="-k words"
+test: $(STAMP) ## the quick suites (about 5 minutes on 2 cores); TEST_ARGS="-k words"
 	@$(BIN)/python -m rebootd.consul.binary >/dev/null || true
 	$(BIN)/pytest -q -m "not slow" -n $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
