@@ -13,7 +13,7 @@ from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING
 
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from rebootd.core.errors import Conflict, FenceLost
@@ -77,10 +77,11 @@ class Story:
         )
 
     def observe(self, index: int, ops: Sequence[Op]) -> None:
+        writes = [op for op in ops if isinstance(op, Set)]
         if not isinstance(ops[0], CheckSession):
+            self.stored |= {op.key: op.value for op in writes}
             return
         self.fenced.append(index)
-        writes = [op for op in ops if isinstance(op, Set)]
         # The writer's touch: the stored value once more, one flag bit flipped (so a second touch has no flag again).
         touch = len(ops) == 2 and len(writes) == 1 and self.stored.get(writes[0].key) == writes[0].value
         self.stored |= {op.key: op.value for op in writes}
@@ -183,6 +184,11 @@ async def tell(script: list[Fate], callers: list[Rounds], happenings: list[Troub
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(fates, max_size=25), st.lists(calls, min_size=1, max_size=4), troubles)
+@example(  # the writer touches a record that somebody edited in the meantime: no second landing
+    [Fate(), Fate(), LOST_REPLY],
+    [[(0.0, [(["m/0"], "", "back")] * 2), (0.1, [(["m/0"], "halt", "back")])]],
+    [(0.02, "halt"), (0.02, "edit")],
+)
 def test_what_the_writer_says_is_what_happened(
     script: list[Fate], callers: list[Rounds], happenings: list[Trouble]
 ) -> None:
