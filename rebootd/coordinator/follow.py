@@ -53,6 +53,7 @@ class Follower:
         self._locks = locks
         self._dirty = dirty
         self._wall = wall
+        self._nodes_index = 0
 
     def small_prefixes(self) -> tuple[str, ...]:
         """What people and other tools write too, and what is small enough to be watched."""
@@ -103,9 +104,8 @@ class Follower:
             _not_before(entry, known.get(entry.key, 0))
 
     async def _catalog(self) -> None:
-        index = 0
         while True:
-            index = await self._see_nodes(index) or 0
+            await self._see_nodes(self._nodes_index)
             await asyncio.sleep(CATALOG_PAUSE)
             for name in list(self._fleet.asides):
                 # Somebody may have put the record right.
@@ -116,13 +116,13 @@ class Follower:
 
         ``force`` raises the StoreError when nothing is known of it yet.
         """
-        return await self._see_nodes(0, force=force and not self._fleet.catalog) is not None
+        return await self._see_nodes(0, force=force and not self._fleet.catalog)
 
-    async def _see_nodes(self, index: int, *, force: bool = False) -> int | None:
+    async def _see_nodes(self, index: int, *, force: bool = False) -> bool:
         limit = CATALOG_WAIT * 17 / 16 + CATALOG_LATE
         try:
             async with asyncio.timeout(limit):
-                nodes, now = await self._store.watch_nodes(index, CATALOG_WAIT)
+                nodes, self._nodes_index = await self._store.watch_nodes(index, CATALOG_WAIT)
         except (StoreError, TimeoutError) as error:
             said = str(error) or f"no answer within {limit:g} s"
             log.warning("catalog-unreachable", error=said)
@@ -131,12 +131,13 @@ class Follower:
             # Who left it meanwhile would count as available: what is unknown is not safe.
             self._fleet.faults[CATALOG] = f"Consul's catalog cannot be read: {said}"
             self._dirty.set()
-            return None
+            self._nodes_index = 0
+            return False
         news = self._fleet.catalog_read(nodes, self._wall())
         self._fleet.node_meta = {n.name: n.meta for n in nodes}
         if self._fleet.faults.pop(CATALOG, None) is not None or news:
             self._dirty.set()
-        return now
+        return True
 
     @retry(
         retry=retry_if_exception_type(Unreachable), wait=wait_random_exponential(multiplier=0.1, max=2.0), reraise=True

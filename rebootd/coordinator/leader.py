@@ -198,28 +198,28 @@ class Leader:
             try:
                 await self._locks.prepare()
                 await self._changes.run()
-                if called or not self._calm():
-                    left = await self._tick()
+                snapshot = self._look()
+                if called or not self._calm(snapshot):
+                    left = await self._tick(snapshot)
             finally:
                 self._waiting.end_tick(left)
 
-    def _look(self) -> None:
+    def _look(self) -> Snapshot:
         """What each tick looks at, whether it decides or not."""
         self.reception.offsets = self._clock.look(self.reception.offsets, self.fleet)
         if asyncio.get_running_loop().time() - self._denied_at > DENIED_RETRY:
             # The fault keeps everything in, so nothing but another attempt can show that it is over.
             self.fleet.faults.pop("denied", None)
+        return self.snapshot()
 
-    def _calm(self) -> bool:
+    def _calm(self, snapshot: Snapshot) -> bool:
         """Whether nothing is to be decided or written now: nobody has called, and time has changed nothing."""
-        self._look()
         owed = self._history.ripe(self._clock()) or (self._clock.trusted and bool(self.fleet.ahead))
-        return not owed and self._lull.lasts(self.snapshot())
+        return not owed and self._lull.lasts(snapshot)
 
-    async def _tick(self) -> frozenset[str]:
+    async def _tick(self, snapshot: Snapshot) -> frozenset[str]:
         """Decides and commits. Returns the machines whose steps are left to the next tick."""
-        self._look()
-        snapshot, loop = self.snapshot(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         began = loop.time()
         decision = decide(snapshot)
         # The steps are only needed here; kept until the next decision, those of a power loss would be there twice.

@@ -16,8 +16,7 @@ from rebootd.core.advance import ENDED, at_target, selected
 from rebootd.core.durations import ALL, Durations
 from rebootd.core.explain import explain
 from rebootd.core.forecast_course import Course
-from rebootd.core.forecast_told import Basis, Estimate, Never, PastError, Planned
-from rebootd.core.forecast_told import Forecast as Forecast  # noqa: PLC0414 - what forecast() returns is had from here, too
+from rebootd.core.forecast_told import Basis, Estimate, Forecast, Never, PastError, Planned
 from rebootd.core.gates import Word
 from rebootd.core.model import Blocker, Cycle, CycleState, Machine, Observation, State
 from rebootd.core.policy_drains import Drains

@@ -203,12 +203,8 @@ class ConsulStore:
         if error is not None:
             raise Unreachable(str(error)) if isinstance(error, OutcomeUnknown) else error
 
-    async def nodes(self, *, timeout: float = 30.0) -> builtins.list[Node]:
-        """The nodes of the catalog, with their meta."""
-        return _nodes(await self._read(NODES, [], timeout))
-
     async def watch_nodes(self, index: int, wait: float) -> tuple[builtins.list[Node], int]:
-        """As ``nodes``, when something changed after ``index`` or ``wait`` seconds (and Consul's jitter) passed."""
+        """The catalog's nodes, when one changed after ``index`` or ``wait`` seconds (and Consul's jitter) passed."""
         blocking = _blocking(index, wait)
         response = await self._read(NODES, blocking, None if blocking else 30.0)
         now = _index(response, NODES)

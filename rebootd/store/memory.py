@@ -7,7 +7,7 @@ It serves tests, the simulation and the demo without Consul. Its semantics are C
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rebootd.core.errors import Conflict, Denied, OutcomeUnknown, TooLarge, Unreachable
 from rebootd.store.memory_faults import LOST_REPLY, NEVER, Fate, Faults, View, late
@@ -16,9 +16,11 @@ from rebootd.store.port import MAX_BODY, MAX_OPS, CheckSession, Entry, Lock, Nod
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["LOST_REPLY", "NEVER", "Fate", "Faults", "MemoryConsul", "MemoryStore", "View", "late"]
+
+T = TypeVar("T")
 
 
 class MemoryStore:
@@ -52,15 +54,8 @@ class MemoryStore:
         """Like ``list``, once something under ``prefix`` may have changed since ``index`` or ``wait`` is over."""
         await self._reach(wait)
         self._check_read(prefix)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + wait
-        entries, now = self.consul.listing(prefix)
-        while index and now == index and (left := until - loop.time()) > 0:
-            await self.consul.changed(prefix, left)
-            if self._down():
-                raise Unreachable("connection lost")
-            entries, now = self.consul.listing(prefix)
-        return self._readable(entries, 0 if now < index else now)
+        entries, now = await self._blocking(prefix, index, wait, lambda: self.consul.listing(prefix))
+        return self._readable(entries, now)
 
     async def commit(self, ops: Sequence[Op], *, timeout: float = 5.0) -> dict[str, int]:
         """All of ``ops`` or none; see the port for what is raised."""
@@ -124,22 +119,10 @@ class MemoryStore:
         await self._reach(timeout)
         self.consul.register_external(name)
 
-    async def nodes(self, *, timeout: float = 30.0) -> builtins.list[Node]:
-        """The nodes of the catalog, with their meta."""
-        await self._reach(timeout)
-        return self.consul.nodes()
-
     async def watch_nodes(self, index: int, wait: float) -> tuple[builtins.list[Node], int]:
-        """Like ``nodes``, once one may have changed since ``index`` or ``wait`` is over."""
+        """The catalog's nodes, once one may have changed since ``index`` or ``wait`` is over."""
         await self._reach(wait)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + wait
-        while index and self.consul.nodes_index == index and (left := until - loop.time()) > 0:
-            await self.consul.changed(NODES, left)
-            if self._down():
-                raise Unreachable("connection lost")
-        now = self.consul.nodes_index
-        return self.consul.nodes(), 0 if now < index else now
+        return await self._blocking(NODES, index, wait, self.consul.node_listing)
 
     async def close(self) -> None:
         """Nothing to end: there are no connections."""
@@ -159,6 +142,19 @@ class MemoryStore:
             answer.exception()  # nobody may be listening any more
         else:
             answer.set_result(written)
+
+    async def _blocking(
+        self, what: str, index: int, wait: float, look: Callable[[], tuple[builtins.list[T], int]]
+    ) -> tuple[builtins.list[T], int]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait
+        found, now = look()
+        while index and now == index and (left := until - loop.time()) > 0:
+            await self.consul.changed(what, left)
+            if self._down():
+                raise Unreachable("connection lost")
+            found, now = look()
+        return found, 0 if now < index else now
 
     async def _reach(self, timeout: float) -> None:
         if self._hangs() or self._delay() > timeout:

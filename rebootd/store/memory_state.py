@@ -72,7 +72,7 @@ class MemoryConsul:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._lock_delays: dict[str, float] = {}
         self._nodes: dict[str, Node] = {}
-        self.nodes_index = 1
+        self._nodes_index = 1
         self._checks: dict[tuple[str, str], str] = {}
         self._watchers: dict[str, dict[asyncio.Future[None], None]] = {}
         self.register_node(node)
@@ -95,7 +95,7 @@ class MemoryConsul:
 
     def _moved(self) -> None:
         self.index += 1
-        self.nodes_index = self.index
+        self._nodes_index = self.index
         self._wake(self._watchers.get(NODES, ()))
 
     def remove_node(self, name: str) -> None:
@@ -116,9 +116,9 @@ class MemoryConsul:
         gone = status in {"", "critical"}
         self._end([s for s in self._sessions.values() if gone and s.node == node and check_id in s.checks])
 
-    def nodes(self) -> list[Node]:
-        """The nodes, sorted by name."""
-        return [self._nodes[name] for name in sorted(self._nodes)]
+    def node_listing(self) -> tuple[list[Node], int]:
+        """The nodes, sorted by name, and the index to watch them from."""
+        return [self._nodes[name] for name in sorted(self._nodes)], self._nodes_index
 
     # -------------------------------------------------------------------------------------- sessions
 
@@ -311,7 +311,7 @@ class MemoryConsul:
         """Numbers everything anew from 1, as after a rebuild from an export: no old index is valid any more."""
         ordered = sorted(self.entries.values(), key=lambda entry: (entry.modify_index, entry.key))
         self.entries = {e.key: msgspec.structs.replace(e, modify_index=i) for i, e in enumerate(ordered, 1)}
-        self.index = self.nodes_index = len(ordered) + 1
+        self.index = self._nodes_index = len(ordered) + 1
         self._floor = 1
         self._tombstones.clear()
         self._store(dict(self.entries))

@@ -183,12 +183,11 @@ class Store(Protocol):
         """Registers an external catalog node that lock sessions can sit on (idempotent)."""
         ...
 
-    async def nodes(self, *, timeout: float = 30.0) -> builtins.list[Node]:
-        """The nodes of the catalog, with their meta."""
-        ...
-
     async def watch_nodes(self, index: int, wait: float) -> tuple[builtins.list[Node], int]:
-        """Like ``nodes``, once one may have come, gone or changed since ``index`` (0: at once) or ``wait`` is over."""
+        """The nodes of the catalog, with their meta, and the index to watch from.
+
+        Once one may have come, gone or changed since ``index`` (0: at once), or ``wait`` seconds are over.
+        """
         ...
 
     async def close(self) -> None:

@@ -105,7 +105,7 @@ async def daemon_works(consul: Agent, shown: str) -> None:
         consul.ask(f"/v1/query/{found['ID']}", "DELETE")
         await registry.ensure_query()
         await lead(store, registration)
-        assert {n.meta.get("rack") for n in await store.nodes() if n.name == SOMEBODY} == {"r1"}
+        assert {n.meta.get("rack") for n in (await store.watch_nodes(0, 0))[0] if n.name == SOMEBODY} == {"r1"}
         failing, _ = await eyes.failing(0, 1)
         assert SOMEBODY in failing
         await registry.deregister()

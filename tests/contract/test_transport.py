@@ -189,10 +189,10 @@ async def test_certificates(
     store = ConsulStore.open(settings)
     try:
         if works:
-            assert [node.name for node in await store.nodes()] == ["dev"]
+            assert [node.name for node in (await store.watch_nodes(0, 0))[0]] == ["dev"]
         else:
             with pytest.raises(Unreachable):
-                await store.nodes()
+                await store.watch_nodes(0, 0)
     finally:
         await store.close()
 

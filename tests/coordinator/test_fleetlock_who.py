@@ -126,15 +126,16 @@ async def test_two_requests_of_one_client_at_once() -> None:
 async def test_clients_that_nobody_knows_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Lab(RACKS)
     looks = 0
-    nodes = lab.store.nodes
+    watch_nodes = lab.store.watch_nodes
 
-    async def counted() -> list[Node]:
+    async def counted(index: int, wait: float) -> tuple[list[Node], int]:
         nonlocal looks
-        looks += 1
-        return await nodes()
+        # From 0 it answers at once: that is a look.
+        looks += not index
+        return await watch_nodes(index, wait)
 
     async with leading(lab) as leader:
-        monkeypatch.setattr(lab.store, "nodes", counted)
+        monkeypatch.setattr(lab.store, "watch_nodes", counted)
         for number in range(200):
             with pytest.raises(Refused):
                 await leader.clients.machine(f"nobody-{number}")

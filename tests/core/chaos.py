@@ -220,6 +220,14 @@ OFTEN: tuple[Callable[[Simulation], None], ...] = (
 )  # fmt: skip
 
 
+def begin(sim: Simulation) -> None:
+    """A fleet that has come into service; from now on everything may go wrong, and there is a cycle."""
+    for _ in range(6):
+        sim.round(3)
+    sim.faulty = True
+    starts_a_cycle(sim)
+
+
 def disturb(sim: Simulation) -> None:
     """Some of it: things are put right about as often as they go wrong."""
     if sim.rng.random() < 0.15:

@@ -12,7 +12,7 @@ from rebootd.core.decide import decide
 from rebootd.core.model import State
 from rebootd.core.quiet import repeated
 from tests.core import simulation
-from tests.core.chaos import POLICIES, disturb, starts_a_cycle
+from tests.core.chaos import POLICIES, begin, disturb
 from tests.core.simulation import Simulation
 from tests.core.worlds import NOW, cycle, machine, out, report, seen, snapshot
 
@@ -44,10 +44,7 @@ def test_what_leads_to_nothing_leads_to_nothing(seed: int, monkeypatch: pytest.M
 
     monkeypatch.setattr(simulation, "decide", watched)
     sim = Simulation(seed, POLICIES[seed % len(POLICIES)])
-    for _ in range(6):
-        sim.round(3)
-    sim.faulty = True
-    starts_a_cycle(sim)
+    begin(sim)
     for _ in range(ROUNDS):
         disturb(sim)
         sim.round(sim.rng.choice([1.0, 3.0, 5.0, 20.0]))

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from rebootd.core.amounts import Amount
 from rebootd.core.decide import decide
 from rebootd.core.model import Cycle, CycleState, State
-from tests.core.chaos import GENTLE, POLICIES, clears_a_quarantine, disturb, starts_a_cycle
+from tests.core.chaos import GENTLE, POLICIES, begin, clears_a_quarantine, disturb
 from tests.core.simulation import Simulation
 
 SEEDS = range(40)
@@ -25,10 +25,7 @@ ENOUGH_AFTER = 3
 def chaos(seed: int) -> Simulation:
     """Rounds in which everything may go wrong; the invariants are checked in each."""
     sim = Simulation(seed, POLICIES[seed % len(POLICIES)])
-    for _ in range(6):
-        sim.round(3)
-    sim.faulty = True
-    starts_a_cycle(sim)
+    begin(sim)
     for turn in range(4 * ROUNDS):
         if turn >= ROUNDS and len(sim.permitted) >= ENOUGH_IN_CHAOS:
             break

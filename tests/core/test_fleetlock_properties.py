@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rebootd.core.model import Cycle, State
-from tests.core.chaos import GENTLE, POLICIES, disturb, starts_a_cycle
+from tests.core.chaos import GENTLE, POLICIES, begin, disturb
 from tests.core.lock_hosts import LockSimulation
 from tests.core.test_decide_properties import GOOD_TIMES, comes_to_rest
 
@@ -17,10 +17,7 @@ ENOUGH = 2
 
 def chaos(seed: int) -> LockSimulation:
     sim = LockSimulation(seed, POLICIES[seed % len(POLICIES)])
-    for _ in range(6):
-        sim.round(3)
-    sim.faulty = True
-    starts_a_cycle(sim)
+    begin(sim)
     for turn in range(6 * ROUNDS):
         if turn >= ROUNDS and len(by_clients(sim)) >= ENOUGH:
             break

@@ -14,7 +14,7 @@ from rebootd.core.policy import DEFAULT_POLICY, parse_policy
 from rebootd.core.wake import LONGEST, alike, idle, next_wake
 from rebootd.core.wire import Tri
 from tests.core import simulation
-from tests.core.chaos import POLICIES, disturb, starts_a_cycle
+from tests.core.chaos import POLICIES, begin, disturb
 from tests.core.simulation import Simulation
 from tests.core.worlds import NOW, cycle, machine, out, seen, snapshot, window
 
@@ -48,10 +48,7 @@ def test_nothing_changes_before_the_next_wake(seed: int, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(simulation, "decide", watched)
     sim = Simulation(seed, POLICIES[seed % len(POLICIES)])
-    for _ in range(6):
-        sim.round(3)
-    sim.faulty = True
-    starts_a_cycle(sim)
+    begin(sim)
     for _ in range(400):
         disturb(sim)
         sim.round(sim.rng.choice([1.0, 3.0, 5.0, 20.0]))

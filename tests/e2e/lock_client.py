@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import aiohttp
 
+from tests.e2e.at_work import at_work
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
@@ -102,13 +104,5 @@ async def lock_clients(names: Sequence[str], urls: Sequence[str]) -> AsyncIterat
     """Clients by those names, at work, with one book."""
     book = Book()
     made = [LockClient(name, urls, book) for name in names]
-    tasks = [asyncio.create_task(client.run()) for client in made]
-    try:
+    async with at_work(client.run() for client in made):
         yield made
-    finally:
-        for task in tasks:
-            task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, Exception) and not isinstance(error, asyncio.CancelledError):
-                raise error

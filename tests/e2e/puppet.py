@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from tests.e2e.at_work import at_work
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
@@ -127,13 +129,5 @@ class Puppet:
 async def puppets(names: Sequence[str], urls: Sequence[str]) -> AsyncIterator[list[Puppet]]:
     """Puppets by those names, at work."""
     made = [Puppet(name, urls) for name in names]
-    tasks = [asyncio.create_task(puppet.run()) for puppet in made]
-    try:
+    async with at_work(puppet.run() for puppet in made):
         yield made
-    finally:
-        for task in tasks:
-            task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, Exception) and not isinstance(error, asyncio.CancelledError):
-                raise error

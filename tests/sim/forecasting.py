@@ -14,7 +14,7 @@ from rebootd.core.model import State
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from rebootd.core.forecast import Forecast
+    from rebootd.core.forecast_told import Forecast
     from rebootd.core.model import Snapshot
     from tests.sim.world import World
 

@@ -211,19 +211,14 @@ class SimStore:
         """Registers the external node."""
         await self._ask(lambda: self.servers.consul.register_external(name), timeout)
 
-    async def nodes(self, *, timeout: float = 30.0) -> builtins.list[Node]:
-        """The catalog's nodes."""
-        found: builtins.list[Node] = await self._ask(self.servers.consul.nodes, timeout)
-        return found
-
     async def watch_nodes(self, index: int, wait: float) -> tuple[builtins.list[Node], int]:
         """The catalog's nodes, once one has changed."""
         consul, loop = self.servers.consul, self.servers.loop
-        nodes, now = await self._ask(lambda: (consul.nodes(), consul.nodes_index), wait + 5.0)
+        nodes, now = await self._ask(consul.node_listing, wait + 5.0)
         until = loop.time() + wait
         while index and now == index and (left := until - loop.time()) > 0:
             await consul.changed(NODES, left)
-            nodes, now = await self._ask(lambda: (consul.nodes(), consul.nodes_index), wait + 5.0)
+            nodes, now = await self._ask(consul.node_listing, wait + 5.0)
         return nodes, 0 if now < index else now
 
     async def close(self) -> None:

@@ -39,10 +39,10 @@ def _power_uncommitted() -> Patches:
 
     real = leader.Leader._tick
 
-    async def tick(self: Any) -> Any:
-        for step in vars(leader)["decide"](self.snapshot()).power:
+    async def tick(self: Any, snapshot: Any) -> Any:
+        for step in vars(leader)["decide"](snapshot).power:
             self._rooms.power(step.after)
-        return await real(self)
+        return await real(self, snapshot)
 
     return [mock.patch.object(leader.Leader, "_tick", tick)]
 
