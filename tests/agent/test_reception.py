@@ -101,7 +101,8 @@ async def test_enables_itself_and_says_so(coordinator: FakeCoordinator, make_hos
     assert host.state()["in_service"]
     assert "enabled by itself: no coordinator answered for" in host.state()["problem"]
     assert host.hook_log.read_text() == "enabled\n"
-    assert "rebootd_agent_enabled_by_itself 1.0" in (host.folder / "metrics.prom").read_text()
+    # It is written after the state.
+    await eventually(lambda: "rebootd_agent_enabled_by_itself 1.0" in (host.folder / "metrics.prom").read_text())
     assert "this machine enables itself" in host.log.read_text()
     coordinator.answer = lambda _: None
     await coordinator.until(lambda: bool(coordinator.reports) and coordinator.reports[-1].in_service)
