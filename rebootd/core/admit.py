@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from rebootd.core.advance import advance, at_target, selected
+from rebootd.core.advance import advance, at_target
 from rebootd.core.blockers import may_open, rack_blockers
 from rebootd.core.decision import Guard, Lane, MachineStep
 from rebootd.core.emergency import emergency_note
@@ -17,14 +17,15 @@ from rebootd.core.model import Blocker, Cycle, CycleState, State
 from rebootd.core.own import own_blockers
 from rebootd.core.own_host import hands_over
 from rebootd.core.policy_reboot import method_for
+from rebootd.core.selectors import parse_selector
 from rebootd.core.states import WORKING, Happening
 from rebootd.core.wishes import Wish, Wishes, machine_order, rack_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
-    from rebootd.core.model import Machine
     from rebootd.core.policy import Policy
+    from rebootd.core.roll import Roll
     from rebootd.core.view import View
 
 CYCLE_GUARDS = frozenset(Guard)
@@ -54,20 +55,24 @@ def admit(view: View, settled: frozenset[str]) -> Admission:
     :mod:`rebootd.core.wishes`.
     """
     wanting = Wishes(view).gathered(settled)
-    out = choose(view, wanting.wishes)
+    out = choose(view, wanting.wishes, wanting.samples)
     out.reasons = explain(view, wanting, {step.name for step in out.steps}, others=out.others)
     return out
 
 
-def choose(view: View, wanting: dict[str, list[Wish]]) -> Admission:
-    """The machines of ``wanting`` that go out now; members of quorum groups once no other could go, and alone."""
+def choose(view: View, wanting: dict[str, list[Wish]], samples: Callable[[str], list[Wish]] | None = None) -> Admission:
+    """The machines of ``wanting`` that go out now; members of quorum groups once no other could go, and alone.
+
+    ``samples`` are the wishes that the place of a rack depends on, where they are fewer than all.
+    """
     out = Admission()
     last = view.pace.last
     open_to = frozenset(c.id for c in view.cycles if view.runs(c) and not view.closed_for(c.id))
     opened = view.capacity.open
     full = len(opened) >= view.snapshot.policy.open_racks and not last
     # No other rack could be opened, so there is no need to ask who goes first.
-    ordered = rack_order(view, [r for r in wanting if r in opened] if full else wanting, wanting)
+    racks = [r for r in wanting if r in opened] if full else wanting
+    ordered = rack_order(view, racks, samples or wanting.__getitem__)
     for rack in ordered:
         _admit_rack(view, rack, wanting[rack], open_to, out)
     if last and not out.others and not out.steps:
@@ -170,7 +175,7 @@ def _take_from(view: View, rack: str, runnable: list[Wish], out: Admission, *, a
             return
 
 
-def finished(cycle: Cycle, machines: Iterable[Machine], policy: Policy) -> dict[str, int] | None:
+def finished(cycle: Cycle, roll: Roll, policy: Policy) -> dict[str, int] | None:
     """The totals of a cycle for which nothing is left to do, or None while something is.
 
     Held, quarantined and rackless machines, and those that a reboot would not help, are not waited for: they
@@ -178,21 +183,22 @@ def finished(cycle: Cycle, machines: Iterable[Machine], policy: Policy) -> dict[
     """
     if cycle.standing:
         return None
+    matches = parse_selector(cycle.selector).matches
     totals = {"selected": 0, "rebooted": 0, "failed": 0, "skipped": 0}
-    for m in machines:
+    for m, count in roll.samples():
         outcome = m.outcomes.get(cycle.id, "")
-        if m.cycle == cycle.id and m.state not in {State.IN_SERVICE, State.HELD, State.QUARANTINED}:
+        if m.cycle == cycle.id and m.state in WORKING:
             return None
-        if not outcome and not selected(cycle, m):
+        if not outcome and not matches(m):
             continue
-        totals["selected"] += 1
+        totals["selected"] += count
         word = outcome.partition(":")[0]
         if not word:
             stuck = not m.rack or m.state in {State.HELD, State.QUARANTINED} or needs_person(m, policy) or unasked(m)
             if not stuck and not at_target(cycle, m):
                 return None
             word = "skipped"
-        totals[word] = totals.get(word, 0) + 1
+        totals[word] = totals.get(word, 0) + count
     return totals
 
 

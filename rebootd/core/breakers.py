@@ -13,6 +13,8 @@ from rebootd.core.inputs import format_duration
 from rebootd.core.model import Blocker, State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rebootd.core.model import Machine, Snapshot
     from rebootd.core.policy_failures import Breaker
 
@@ -34,8 +36,9 @@ class OpenBreaker(msgspec.Struct, frozen=True):
 class Breakers:
     """All open breakers of one snapshot."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.open = tuple(_open(snapshot))
+    def __init__(self, snapshot: Snapshot, machines: Iterable[Machine] | None = None) -> None:
+        """``machines`` are those among which all are that have failed; the snapshot's unless given."""
+        self.open = tuple(_open(snapshot, snapshot.machines.values() if machines is None else machines))
         self._by_label: dict[str, dict[str, Blocker]] = {}
         for breaker in self.open:
             self._by_label.setdefault(breaker.label, {})[breaker.value] = breaker.blocker
@@ -69,9 +72,9 @@ def value_of(machine: Machine, label: str) -> str:
     return machine.labels.get(label, "")
 
 
-def _open(snapshot: Snapshot) -> list[OpenBreaker]:
+def _open(snapshot: Snapshot, machines: Iterable[Machine]) -> list[OpenBreaker]:
     policy = snapshot.policy.failures.breaker
-    failed = [m for m in snapshot.machines.values() if m.state is State.QUARANTINED]
+    failed = [m for m in machines if m.state is State.QUARANTINED]
     if len(failed) < policy.failures:
         return []
     failed.sort(key=lambda m: (m.since, m.name))

@@ -123,10 +123,10 @@ def _no_verdict(snapshot: Snapshot, name: str) -> PermitVerdict:
 def _prune(view: View) -> tuple[str, ...]:
     """Ended cycles beyond the newest few that nobody is out for, and one-shot windows that are long over."""
     snapshot = view.snapshot
-    ended = sorted((c for c in snapshot.cycles.values() if c.state in ENDED), key=lambda c: (c.changed, c.id))
+    ended = [c for c in snapshot.cycles.values() if c.state in ENDED]
     if len(ended) > KEPT_CYCLES:
         in_use = {m.cycle for m in snapshot.machines.values() if m.state is not State.IN_SERVICE}
-        ended = [c for c in ended if c.id not in in_use]
+        ended = sorted((c for c in ended if c.id not in in_use), key=lambda c: (c.changed, c.id))
     old = [f"cycles/{c.id}" for c in ended[: max(0, len(ended) - KEPT_CYCLES)]]
     power = [f"power/{name}" for name in stale(snapshot)]
     return (*old, *power, *(f"windows/{w.id}" for w in snapshot.windows if view.now - w.end > KEPT_WINDOW))
@@ -172,9 +172,8 @@ def unlocks_of(view: View, steps: list[MachineStep], admission: Admission) -> tu
 def _cycles(view: View) -> list[tuple[Cycle, Event]]:
     """Cycles that end, and cycles that halt themselves because their failure budget is spent."""
     out = []
-    machines = view.snapshot.machines.values()
     for cycle in view.cycles:
-        totals = finished(cycle, machines, view.snapshot.policy)
+        totals = finished(cycle, view.roll, view.snapshot.policy)
         waits = any(awaited(cycle, aside) for aside in view.snapshot.asides.values())
         if totals is not None and not waits and cycle.state is not CycleState.PAUSED:
             after = changed(view, cycle, CycleState.DONE, "", totals)

@@ -88,33 +88,32 @@ class _Told:
 
     def crowd(self, crowd: Crowd, cycle: Cycle | None, hold: Hold | None) -> Iterator[tuple[list[str], Reasons]]:
         """The crowd's names with their reasons, parted by what tells machines apart by name."""
-        for told_apart, part in self._parts(crowd, cycle).items():
+        machines = self._view.snapshot.machines
+        for told_apart, names in self._parts(crowd, cycle).items():
             key = (crowd.mark, cycle.id if cycle is not None else None, told_apart)
             why = self._anywhere.get(key)
             if why is None:
-                m = part[0]
+                m = machines[names[0]]
                 own = (*own_blockers(self._view, m), *held_back(self._view, m, cycle))
                 self._anywhere[key] = why = (*self._shared(m, cycle, hold), *self._pace(m, cycle), *own)
-            yield [m.name for m in part], (*self._base, *why) or self._next
+            yield names, (*self._base, *why) or self._next
 
-    def _parts(self, crowd: Crowd, cycle: Cycle | None) -> Mapping[object, list[Machine]]:
-        """The crowd, parted by waves, by gates that know machines by name, and by how their Nomad clients are."""
+    def _parts(self, crowd: Crowd, cycle: Cycle | None) -> Mapping[object, list[str]]:
+        """The crowd's names, parted by waves, by gates that know machines by name, and by how Nomad clients are."""
         view, apart = self._view, self._apart
-        waves = self._late.get(cycle.id) if cycle is not None else None
+        waves = self._late.get(cycle.id, {}) if cycle is not None else {}
         drained = concerned_by(view.snapshot.policy, crowd.first)
-        if not (waves or apart or drained):
-            return {None: crowd.machines}
-        parts: dict[object, list[Machine]] = {}
-        for m in crowd.machines:
-            name = m.name
-            # A wave is told by its blocker's id: that lives as long as the plan.
+        names = [m.name for m in crowd.machines]
+        # A wave is told by its blocker's id: that lives as long as the plan.
+        places = {*map(id, map(waves.get, names))} if waves else {0}
+        if len(places) == 1 and apart.keys().isdisjoint(names) and not drained:
+            # The commonest case, and two quick looks: nothing parts them.
+            return {(*places, None, None): names}
+        parts: dict[object, list[str]] = {}
+        for name, m in zip(names, crowd.machines, strict=True):
             wave = id(waves.get(name)) if waves else 0
             key = (wave, apart.get(name), keeps_in(view, m) if drained else None)
-            part = parts.get(key)
-            if part is None:
-                parts[key] = [m]
-            else:
-                part.append(m)
+            parts.setdefault(key, []).append(name)
         return parts
 
     def single(self, m: Machine, cycle: Cycle | None, hold: Hold | None) -> Reasons:

@@ -34,13 +34,12 @@ class Fit:
         self._now = now = snapshot.now if now is None else now
         self._rest = inf if verdict.open and verdict.until is None else (verdict.until or now) - now
         self._known: dict[tuple[str, ...], Blocker | None] = {}
-        self._longest = longest = self._durations.longest(self._policy)
-        self.tight = longest > (self._rest if verdict.open else self._most())
+        # Where no window ends, everybody fits.
+        self._longest = self._durations.longest(self._policy) if self._rest < inf else 0.0
+        self.tight = self._longest > (self._rest if verdict.open else self._most())
 
     def _most(self) -> float:
         """The longest stretch of windows that is known, the present one as it is now."""
-        if self._verdict.open and self._verdict.until is None:
-            return inf
         # Whole minutes, so that what was found serves while estimates move a little.
         enough = 60.0 * ceil(self._longest / 60)
         once = (w.end - max(w.start, self._now) for w in self._windows)

@@ -32,6 +32,8 @@ META = "fleetlock-id"
 CLIENT = "the machine's FleetLock client"
 REASON = "its FleetLock client asks for a reboot"
 UNASKED = "its FleetLock client does not ask for a reboot"
+FRESH = 4
+"""The part of ``fleetlock.wish`` after which a client that says the same is written into its record once more."""
 
 _NO_LABELS = frozenset({"rack", "chassis", META})
 _RESULTS = {State.DRAINING: DirectiveKind.DRAIN, State.ENABLING: DirectiveKind.ENABLE}
@@ -192,6 +194,6 @@ def hear_client(walk: Walk) -> None:
         return
     client, said = m.fleetlock, first(call, walk.now)
     same = client is not None and client.id == said.id and bool(client.asked) is bool(said.asked)
-    fresh = client is not None and abs(walk.now - client.called) <= walk.view.snapshot.policy.fleetlock.wish / 4
+    fresh = client is not None and abs(walk.now - client.called) <= walk.view.snapshot.policy.fleetlock.wish / FRESH
     if not (same and fresh):
         walk.machine = replace(m, fleetlock=said)

@@ -142,6 +142,10 @@ def _gravity(verdict: Verdict) -> tuple[int, str]:
     return _RANK[verdict.word], verdict.what
 
 
+def _names(machines: Iterable[Machine]) -> frozenset[str]:
+    return frozenset([m.name for m in machines])
+
+
 _RANK = {Word.PASS: 0, Word.UNKNOWN: 1, Word.BLOCK: 2}
 _SAYS = {Word.PASS: "passes", Word.UNKNOWN: "is unknown, which is not safe", Word.BLOCK: "blocks"}
 
@@ -156,8 +160,8 @@ class Safeguards:
         self._snapshot = snapshot
         self.gates = [_Judged(g, snapshot, away) for g in snapshot.policy.gates]
         quorums = snapshot.policy.quorums
-        matching = (roll or Roll(snapshot)).matching if quorums else None
-        self.groups = [Group(q, matching(q.selector), snapshot, away) for q in quorums] if matching else []
+        those = (roll or Roll(snapshot)).those if quorums else None
+        self.groups = [Group(q, _names(those(q.selector.matches)), snapshot, away) for q in quorums] if those else []
         oldest = min((g.reading.at for g in self.gates if g.reading is not None), default=None)
         if oldest is not None:
             recent = [m for m in snapshot.machines.values() if m.since >= oldest]

@@ -44,10 +44,22 @@ def facts_of(report: Report) -> dict[str, Any]:
     }
 
 
+def _known(m: Machine, report: Report) -> bool:
+    """Whether the record has all these facts: nearly always, for a machine that is out."""
+    return (
+        m.kernel == report.kernel
+        and m.labels == report.labels
+        and m.reboot_required is report.reboot_required
+        and m.reboot_reasons == report.reboot_reasons
+        and m.chassis == report.chassis
+        and m.announced == bool(report.announced)
+    )
+
+
 def hear(walk: Walk, report: Report) -> None:
     """Takes over the facts of the report, and a new boot_id if there is one."""
     m = walk.machine
-    facts = {k: v for k, v in facts_of(report).items() if getattr(m, k) != v}
+    facts = {} if _known(m, report) else {k: v for k, v in facts_of(report).items() if getattr(m, k) != v}
     if "reboot_required" in facts:
         facts["required_since"] = required_since(m, report.reboot_required, walk.now)
     # The rack is frozen from drain until the machine is back: its lock and its limits depend on it.

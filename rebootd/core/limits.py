@@ -165,10 +165,11 @@ class Capacity:
         for m in roll.others:
             if not available(snapshot, m):
                 since = self.lost[m.name] = _lost_since(snapshot, m, snapshot.observed.get(m.name))
-                for group in (self.racks[m.rack], *self.limits_of(m)):
+                self.racks[m.rack].lost(m.name, since)
+                for group in self.limits_of(m) if self.limits else ():
                     group.lost(m.name, since)
-                if m.state in WORKING and m.rack:
-                    self.open.setdefault(m.rack, f"{m.name} is {m.state.value}")
+                if m.state in WORKING and m.rack and m.rack not in self.open:
+                    self.open[m.rack] = f"{m.name} is {m.state.value}"
 
     def _count_limits(self, roll: Roll) -> None:
         alike: dict[Mark, int] = {}

@@ -23,13 +23,12 @@ class Pace:
     def __init__(self, view: View, verdict: WindowVerdict) -> None:
         snapshot = view.snapshot
         self._snapshot = snapshot
-        members = view.capacity.members
-        self.ranks = rack_ranks(snapshot.policy, members)
+        self.ranks = rack_ranks(snapshot.policy, view.capacity.members)
         self.last: frozenset[str] = frozenset().union(*(g.members for g in view.safeguards.groups))
         self.plans: dict[str, WavePlan] = {}
         if snapshot.policy.waves:
             self.plans = {
-                c.id: wave_plan(snapshot.policy, c, members, self.last).at(view.now, utc)
+                c.id: wave_plan(snapshot.policy, c, view.roll, self.last).at(view.now, utc)
                 for c in view.cycles
                 if c.waves and not c.standing
             }

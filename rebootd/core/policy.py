@@ -110,7 +110,8 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
 
     def of(self, state: State) -> float | None:
         """The deadline of ``state``, or None if it has none (in-service, held, quarantined)."""
-        seconds: float | None = getattr(self, state.value) if state.value in DEADLINE_FIELDS else None
+        # The fields are named after the states; asked for every machine that is out, in every decision.
+        seconds: float | None = getattr(self, state, None)
         return seconds
 
 

@@ -14,6 +14,7 @@ from rebootd.core.policy import DEADLINE_FIELDS
 from rebootd.core.policy_at_once import at_once
 from rebootd.core.policy_reboot import method_for
 from rebootd.core.policy_told import Concern
+from rebootd.core.roll import Roll
 from rebootd.core.standing import wants
 from rebootd.core.states import WORKING
 from rebootd.core.times import utc
@@ -142,10 +143,9 @@ def _waves(old: Policy, new: Policy, snapshot: Snapshot) -> Told:
     if old.waves == new.waves:
         return
     cycles = [c for c in snapshot.cycles.values() if c.state not in ENDED and c.waves and not c.standing]
-    racks = _by_rack(snapshot)
     for cycle in cycles or [Cycle(id="", selector="*", created=snapshot.now)]:
         of = f"of cycle {cycle.id}" if cycle.id else "of a cycle over all machines"
-        before, after = (_in_waves(p, cycle, racks) for p in (old, new))
+        before, after = (_in_waves(p, cycle, snapshot) for p in (old, new))
         for number, wave in enumerate(new.waves):
             same = number < len(old.waves) and old.waves[number] == wave and before[number] == after[number]
             if not same:
@@ -154,15 +154,16 @@ def _waves(old: Policy, new: Policy, snapshot: Snapshot) -> Told:
             yield f"waves: none any more {of}", frozenset().union(*before)
 
 
-def _in_waves(policy: Policy, cycle: Cycle, racks: dict[str, list[Machine]]) -> list[set[str]]:
+def _in_waves(policy: Policy, cycle: Cycle, snapshot: Snapshot) -> list[set[str]]:
     """Who is still to go in each wave."""
     if not policy.waves:
         return []
-    machines = [m for here in racks.values() for m in here]
+    machines = snapshot.machines.values()
     last = {m.name for m in machines if any(q.selector.matches(m) for q in policy.quorums)}
     over = {m.name for m in machines if cycle.id in m.outcomes}
     waves: list[set[str]] = [set() for _ in policy.waves]
-    for name, number in wave_plan(policy, cycle, racks, last).index.items():
+    roll = Roll(replace(snapshot, policy=policy), (cycle,))
+    for name, number in wave_plan(policy, cycle, roll, last).index.items():
         if name not in over:
             waves[number].add(name)
     return waves

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from rebootd.core.advance import ENDED
-from rebootd.core.breakers import Breakers
 from rebootd.core.durations import looked_at
 from rebootd.core.emergency import quorum_gates
 from rebootd.core.failures import power_loss
@@ -36,11 +35,11 @@ class View:
             (c for c in snapshot.cycles.values() if c.state not in ENDED),
             key=lambda c: (c.standing, not c.emergency, c.created, c.id),
         )
-        self.breakers = Breakers(snapshot)
         # How long reboots take matters where windows end.
         timed = looked_at(snapshot.policy) if snapshot.policy.windows or snapshot.windows else ()
-        self.roll = Roll(snapshot, self.cycles, (*timed, *self.breakers.keys()))
+        self.roll = Roll(snapshot, self.cycles, timed)
         """As the fleet was at first: the forecast, whose machines go on, has no use for it."""
+        self.breakers = self.roll.breakers
         self.capacity = Capacity(snapshot, self.roll)
         self.safeguards = Safeguards(snapshot, self.capacity.lost, self.roll)
         self.spent = self._spent()
@@ -167,17 +166,17 @@ class View:
         for cycle in self.cycles:
             if cycle.state is not CycleState.RUNNING:
                 continue
-            failed = sorted(
-                m.name
-                for m in self.snapshot.machines.values()
-                if m.outcomes and m.outcomes.get(cycle.id, "").startswith("failed")
-            )
+            failed = sorted([m.name for m in self.roll.those(partial(_failed, cycle.id))])
             if len(failed) > cycle.failure_budget:
                 named = ", ".join(failed[:5])
                 out[cycle.id] = (
                     f"{counted(len(failed), 'machine')} failed, {cycle.failure_budget} were tolerated: {named}"
                 )
         return out
+
+
+def _failed(cycle_id: str, machine: Machine) -> bool:
+    return machine.outcomes.get(cycle_id, "").startswith("failed")
 
 
 def cycle_blocker(cycle: Cycle, spent: str = "") -> Blocker | None:

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from rebootd.core.decide import KEPT_WINDOW
+from rebootd.core.fleetlock import FRESH
 from rebootd.core.gates import RENEWAL
 from rebootd.core.model import Snapshot, State
 from rebootd.core.power import QUIET
@@ -90,6 +91,8 @@ def _of_clients(snapshot: Snapshot) -> Iterator[float]:
     for m in snapshot.machines.values():
         if m.fleetlock is not None:
             yield from (at + wish for at in (m.fleetlock.asked, m.since, began))
+            if m.name in snapshot.calls:
+                yield m.fleetlock.called + wish / FRESH
 
 
 def _of_machine(snapshot: Snapshot, m: Machine) -> Iterator[float]:

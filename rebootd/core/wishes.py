@@ -31,6 +31,15 @@ class Wanting:
         self.crowds: dict[str, list[tuple[Crowd, Cycle | None, Hold | None]]] = {}
         self.single: dict[str, list[Wish]] = {}
 
+    def samples(self, rack: str) -> list[Wish]:
+        """Wishes of the rack that tell since when somebody there waits, whichever machine is not asked."""
+        wishes = list(self.single[rack])
+        for crowd, cycle, hold in self.crowds[rack]:
+            # But for a standing cycle a crowd waits since one time, and of two machines one is asked.
+            some = crowd.machines if cycle is not None and cycle.standing else crowd.machines[:2]
+            wishes += [(m, cycle, hold) for m in some]
+        return wishes
+
 
 class Wishes:
     """Made once per decision."""
@@ -78,7 +87,6 @@ class Wishes:
         view = self._view
         machine_holds, in_service = view.snapshot.machine_holds, State.IN_SERVICE
         late = {c: plan.late for c, plan in view.pace.plans.items() if plan.late}
-        cycles = [(*compiled, view.runs(compiled[0])) for compiled in self._compiled]
         out: list[Wish] = []
         for m in machines:
             if m.state is not in_service or m.name in settled:
@@ -90,7 +98,7 @@ class Wishes:
             outcomes = m.outcomes
             later: Cycle | None = None
             paused: Cycle | None = None
-            for cycle, key, matches, reached, runs in cycles:
+            for cycle, key, matches, reached, runs in self._compiled:
                 if key in outcomes or not matches(m) or (reached is not None and reached(m)):
                     continue
                 if not runs:
@@ -108,13 +116,14 @@ class Wishes:
 
 def _compiled(
     view: View, cycle: Cycle
-) -> tuple[Cycle, str, Callable[[Machine], bool], Callable[[Machine], bool] | None]:
-    """A cycle, the outcome that says it is over for a machine, whom it selects, and who is at its target already."""
+) -> tuple[Cycle, str, Callable[[Machine], bool], Callable[[Machine], bool] | None, bool]:
+    """A cycle, the outcome that ends it for a machine, whom it selects, who is at its target, and whether it runs."""
+    runs = view.runs(cycle)
     if cycle.standing:
         # It is never over for a machine; no id is empty, so no outcome is under that key.
-        return cycle, "", wants(view.snapshot.policy, cycle, view.now), None
+        return cycle, "", wants(view.snapshot.policy, cycle, view.now), None, runs
     reached = parse_selector(cycle.target, "target").matches if cycle.target else None
-    return cycle, cycle.id, parse_selector(cycle.selector).matches, reached
+    return cycle, cycle.id, parse_selector(cycle.selector).matches, reached, runs
 
 
 def waiting_since(wish: Wish) -> float:
@@ -127,8 +136,8 @@ def waiting_since(wish: Wish) -> float:
     return machine.required_since if cycle.standing else cycle.created
 
 
-def rack_order(view: View, racks: Iterable[str], wanting: dict[str, list[Wish]]) -> list[str]:
-    """``racks`` in the order in which they go, ``wanting`` being their wishes.
+def rack_order(view: View, racks: Iterable[str], wishes: Callable[[str], list[Wish]]) -> list[str]:
+    """``racks`` in the order in which they go; ``wishes`` tells those of a rack that its place depends on.
 
     Racks that are open, then the listed ones, then by oldest wish and the policy's order; the leader's own last.
     """
@@ -138,7 +147,7 @@ def rack_order(view: View, racks: Iterable[str], wanting: dict[str, list[Wish]])
     behind = len(view.snapshot.policy.rack_order.listed)
     alike = len(view.cycles) == 1 and not view.cycles[0].standing and not view.holds
     racks = list(racks)
-    oldest = {} if alike else {rack: _oldest(view, wanting[rack]) for rack in racks}
+    oldest = {} if alike else {rack: _oldest(view, wishes(rack)) for rack in racks}
 
     def key(rack: str) -> tuple[bool, bool, int, float, tuple[int, int, str]]:
         rank = ranks[rack]

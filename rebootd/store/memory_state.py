@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -44,6 +45,8 @@ MIN_TTL = 10.0
 MAX_TTL = 86_400.0
 MAX_LOCK_DELAY = 60.0
 KEPT_TOMBSTONES = 4096
+WRITES = (Set, Lock, Unlock)
+READS = (CheckIndex, CheckSession)
 SERF = "serfHealth"
 NODES = "\0nodes"
 """What waits for the catalog waits for this instead of a key."""
@@ -68,6 +71,8 @@ class MemoryConsul:
         self._min_ttl = min_ttl
         self._floor = 1
         self._tombstones: dict[str, int] = {}
+        self._order: list[str] = []
+        """The keys of ``entries``, sorted when they were last listed."""
         self._sessions: dict[str, Session] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._lock_delays: dict[str, float] = {}
@@ -192,19 +197,21 @@ class MemoryConsul:
         draft: dict[str, Entry | None] = {}
         written: dict[str, int] = {}
         failed: list[Failed] = []
+        entries = self.entries
         for position, op in enumerate(ops):
-            entry = draft[op.key] if op.key in draft else self.entries.get(op.key)
+            key = op.key
+            entry = draft[key] if key in draft else entries.get(key)
             if problem := self._refusal(op, entry):
                 failed.append(Failed(position, *problem))
             elif isinstance(op, Delete):
-                draft[op.key] = None
-                written.pop(op.key, None)
-            elif isinstance(op, Set | Lock | Unlock):
-                after = draft[op.key] = self._written(op, entry)
-                written[op.key] = after.modify_index
+                draft[key] = None
+                written.pop(key, None)
+            elif isinstance(op, WRITES):
+                after = draft[key] = self._written(op, entry)
+                written[key] = after.modify_index
         if failed:
             raise Conflict(tuple(failed))
-        self._store({key: entry for key, entry in draft.items() if entry is not self.entries.get(key)})
+        self._store({key: entry for key, entry in draft.items() if entry is not entries.get(key)})
         for observer in self.observers:
             observer(self.index, ops)
         return written
@@ -213,8 +220,8 @@ class MemoryConsul:
         failed: list[Failed] = []
         now = asyncio.get_running_loop().time()
         for position, op in enumerate(ops):
-            reads = isinstance(op, CheckIndex | CheckSession)
-            if op.key.startswith(unreadable if reads else denied):
+            hidden = unreadable if isinstance(op, READS) else denied
+            if hidden and op.key.startswith(hidden):
                 failed.append(Failed(position, "denied", "Permission denied"))
             elif isinstance(op, Lock) and self._lock_delays.get(op.key, now) > now:
                 failed.append(Failed(position, "locked", f'failed to lock key "{op.key}" due to lock delay'))
@@ -224,29 +231,33 @@ class MemoryConsul:
             raise Conflict(tuple(failed))
 
     def _refusal(self, op: Op, entry: Entry | None) -> tuple[str, str] | None:
-        key = op.key
-        match op:
-            case Set(cas=cas) if cas is not None and cas != (entry.modify_index if entry else 0):
-                return "cas", f'failed to set key "{key}", index is stale'
-            case Delete(cas=cas) if cas is not None and entry and cas != entry.modify_index:
-                return "cas", f'failed to delete key "{key}", index is stale'
-            case Lock(session=session) if session not in self._sessions:
-                return "session", f'invalid session "{session}"'
-            case Lock(session=session) if entry and entry.session not in {"", session}:
-                return "locked", f'failed to lock key "{key}", lock is already held'
-            case Unlock(session=session) if entry is None or entry.session != session:
+        key, index = op.key, entry.modify_index if entry is not None else 0
+        if isinstance(op, Set):
+            stale = op.cas is not None and op.cas != index
+            return ("cas", f'failed to set key "{key}", index is stale') if stale else None
+        if isinstance(op, Delete):
+            stale = op.cas is not None and entry is not None and op.cas != index
+            return ("cas", f'failed to delete key "{key}", index is stale') if stale else None
+        if isinstance(op, Lock):
+            if op.session not in self._sessions:
+                return "session", f'invalid session "{op.session}"'
+            held = entry is not None and entry.session not in {"", op.session}
+            return ("locked", f'failed to lock key "{key}", lock is already held') if held else None
+        if isinstance(op, Unlock):
+            if entry is None or entry.session != op.session:
                 return "session", f'failed to unlock key "{key}", lock isn\'t held, or is held by another session'
-            case CheckSession() | CheckIndex() if entry is None:
-                verb = "session" if isinstance(op, CheckSession) else "index"
-                return "missing", f'failed to check {verb}, key "{key}" doesn\'t exist'
-            case CheckSession(session=session) if entry and entry.session != session:
-                holder = entry.session
-                return "session", f'failed session check for key "{key}", current session "{holder}" != "{session}"'
-            case CheckIndex(index=index) if entry and entry.modify_index != index:
-                now = entry.modify_index
-                return "cas", f'failed index check for key "{key}", current modify index {now} != {index}'
-            case CheckNotExists() if entry:
-                return "exists", f'key "{key}" exists'
+            return None
+        if isinstance(op, CheckNotExists):
+            return ("exists", f'key "{key}" exists') if entry is not None else None
+        if entry is None:
+            verb = "session" if isinstance(op, CheckSession) else "index"
+            return "missing", f'failed to check {verb}, key "{key}" doesn\'t exist'
+        if isinstance(op, CheckSession):
+            holder, wanted = entry.session, op.session
+            if holder != wanted:
+                return "session", f'failed session check for key "{key}", current session "{holder}" != "{wanted}"'
+        elif op.index != index:
+            return "cas", f'failed index check for key "{key}", current modify index {index} != {op.index}'
         return None
 
     def _written(self, op: Set | Lock | Unlock, entry: Entry | None) -> Entry:
@@ -256,24 +267,31 @@ class MemoryConsul:
             session = op.session
         elif isinstance(op, Unlock):
             lock_index, session = (entry.lock_index if entry else 0), ""
-        after = Entry(op.key, op.value, self.index, op.flags, session, lock_index)
-        if entry and msgspec.structs.replace(after, modify_index=entry.modify_index) == entry:
-            return entry
-        return after
+        if entry is not None:
+            after = op.value, op.flags, session, lock_index
+            if (entry.value, entry.flags, entry.session, entry.lock_index) == after:
+                return entry
+        return Entry(op.key, op.value, self.index, op.flags, session, lock_index)
 
     def _store(self, changed: dict[str, Entry | None]) -> None:
+        entries = self.entries
         for key, entry in changed.items():
-            if entry is not None:
-                self.entries[key] = entry
-            else:
-                del self.entries[key]
+            if entry is None:
+                del entries[key]
                 self._tombstones[key] = self.index
+                self._order = []
+            else:
+                if key not in entries:
+                    self._order = []
+                entries[key] = entry
         if len(self._tombstones) > KEPT_TOMBSTONES:
             self._floor = self.index
             self._tombstones.clear()
-        for prefix, waiting in self._watchers.items():
-            if any(key.startswith(prefix) for key in changed):
-                self._wake(waiting)
+        prefixes = tuple(self._watchers)
+        watched = [key for key in changed if key.startswith(prefixes)]  # of most changes nobody is told
+        for prefix in prefixes if watched else ():
+            if any(key.startswith(prefix) for key in watched):
+                self._wake(self._watchers[prefix])
 
     @staticmethod
     def _wake(waiting: Iterable[asyncio.Future[None]]) -> None:
@@ -287,10 +305,19 @@ class MemoryConsul:
 
     def listing(self, prefix: str, view: View | None = None) -> tuple[list[Entry], int]:
         """The entries under ``prefix`` sorted by key, and the index to watch from."""
-        entries = view.entries if view else self.entries
-        found = [entries[key] for key in sorted(key for key in entries if key.startswith(prefix))]
         if view:
-            return found, view.index
+            return [
+                view.entries[key] for key in sorted(key for key in view.entries if key.startswith(prefix))
+            ], view.index
+        entries = self.entries
+        if len(self._order) != len(entries):
+            self._order = sorted(entries)
+        found = []
+        for at in range(bisect_left(self._order, prefix), len(self._order)):
+            key = self._order[at]
+            if not key.startswith(prefix):
+                break
+            found.append(entries[key])
         indexes = [entry.modify_index for entry in found]
         indexes += [index for key, index in self._tombstones.items() if key.startswith(prefix)]
         return found, max(self._floor, max(indexes, default=self.index))

@@ -132,6 +132,12 @@ def test_its_end_is_looked_for_in_time() -> None:
     assert NOW + 10 <= next_wake(world(m), NOW) < NOW + 10.1
 
 
+def test_that_a_call_which_waits_is_to_be_written_is_looked_for_in_time() -> None:
+    m = client(machine(), asked=NOW - 5, fleetlock=FleetLock("m1", NOW - 5, NOW - WISH / 4 + 7))
+    assert NOW + 7 <= next_wake(world(m, calls={"m1": PRE}), NOW) < NOW + 7.1
+    assert next_wake(world(m), NOW) > NOW + 7.1
+
+
 def test_it_is_written_once_in_a_while_and_not_at_each_call() -> None:
     asked = client(machine(), asked=NOW - 5, fleetlock=FleetLock("m1", NOW - 5, NOW - 5))
     quiet = world(asked, calls={"m1": PRE}, holds=(), cycles=[])
@@ -164,6 +170,20 @@ def test_other_cycles_wait_for_its_client_and_say_so_and_end_without_it() -> Non
     assert {b.clears for b in decision.reasons["m1"] if b.kind == "fleetlock"} == {CLIENT}
     done = [c for c, _ in decide(world(silent, cycles=[ours(), cycle("k1")])).cycles]
     assert [(c.id, c.state.value, c.totals["skipped"]) for c in done] == [("k1", "done", 1)]
+
+
+def test_no_wave_waits_for_a_client_that_does_not_ask() -> None:
+    waves = parse_policy("fleetlock: {enabled: true}\nwaves: [{name: first, racks: [r1]}, {name: rest, size: 100%}]")
+    silent, asks = client(machine("m1")), client(machine("m1"), NOW - 5)
+    agent = machine("m2", "r2")
+    decision = decide(world(silent, agent, cycles=[cycle("k1")], policy=waves))
+    assert [s.name for s in decision.steps] == ["m2"]
+    decision = decide(world(asks, agent, cycles=[cycle("k1")], policy=waves))
+    assert [s.name for s in decision.steps] == ["m1"]
+    assert "wave" in {b.kind for b in decision.reasons["m2"]}
+    away = client(out(State.DRAINING), cycle="k1")
+    decision = decide(world(away, agent, cycles=[cycle("k1")], policy=waves, racks={"r1": OURS}))
+    assert "wave" in {b.kind for b in decision.reasons["m2"]}
 
 
 # --- out and back ------------------------------------------------------------------------

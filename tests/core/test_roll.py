@@ -27,7 +27,12 @@ limits:
   - {name: first, selector: "name=m0*", max: 2}
   - {name: rack, selector: "rack in (r1,r2)", max: 3}
 """
-WAVES = ["waves: [{machines: role=db}, {size: 20%, soak: 1h}, {size: 100%}]", "waves: [{size: 2}, {size: 100%}]", ""]
+WAVES = [
+    "waves: [{machines: role=db}, {size: 20%, soak: 1h}, {size: 100%}]",
+    "waves: [{racks: [r2, r9], soak: 1h}, {machines: kernel=6.2}, {size: 100%}]",
+    "waves: [{size: 2}, {size: 100%}]",
+    "",
+]
 QUORUMS = 'quorums: [{name: locks, selector: "role=db,site=a"}, {name: trio, selector: "name in (m01,m07,m13)"}]'
 GATES = """
 gates:
@@ -91,7 +96,11 @@ def some_machine(rng: random.Random, n: int) -> Machine:
         "since": NOW - rng.choice([1e5, 1e5, 30.0]),
     }
     if rng.random() < 0.2:
-        facts["outcomes"] = {"k1": rng.choice(["rebooted", "failed: late"])}
+        facts["outcomes"] = {rng.choice(["k1", "k1", "standing"]): rng.choice(["rebooted", "failed: late"])}
+        facts["ended"] = NOW - rng.choice([30.0, 7200.0])
+    if rng.random() < 0.05:
+        # No step of ours leaves that behind, but a person who writes records may.
+        facts["cycle"] = "k1"
     if rng.random() < 0.3:
         facts |= {"reboot_required": Tri.YES, "reboot_reasons": ("kernel",), "required_since": NOW - 50}
     if rng.random() < 0.1:

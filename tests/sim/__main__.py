@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.sim.enough import too_few
+from tests.sim.fleets import FLEET
+from tests.sim.lock_plan import FLEETLOCK
 from tests.sim.month import MONTH, plan_of
 from tests.sim.plan import PROFILES
 from tests.sim.planted import PLANTED, plant
@@ -20,6 +22,7 @@ from tests.sim.run import Outcome, prepare, quiet_logs, run_seed
 from tests.sim.shrink import shrink
 
 CHUNK = 10
+"""Seeds that a process takes at a time; of the long ones, one."""
 
 
 def run_seeds(first: int, count: int, profile: str = "", planted: str = "") -> list[Outcome]:
@@ -43,7 +46,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="one seed, with its story")
     parser.add_argument("--faults", help="indexes of faults to keep, such as 3,7 (or none); with --seed")
-    parser.add_argument("--profile", choices=(*PROFILES, MONTH), default="", help="draw faults of this kind only")
+    parser.add_argument(
+        "--profile", choices=(*PROFILES, FLEETLOCK, MONTH, FLEET), default="", help="draw faults of this kind only"
+    )
     parser.add_argument("--planted", choices=sorted(PLANTED), default="", help="run with a planted bug")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("-v", "--verbose", action="store_true", help="print the story while it happens")
@@ -71,12 +76,13 @@ def _many(options: argparse.Namespace) -> int:
     failed: list[Outcome] = []
     counts: Counter[str] = Counter()
     hours = 0.0
-    starts = range(options.first, options.first + options.seeds, CHUNK)
+    chunk = 1 if options.profile in {MONTH, FLEET} else CHUNK
+    starts = range(options.first, options.first + options.seeds, chunk)
     end = options.first + options.seeds
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with ProcessPoolExecutor(options.jobs) as pool, Progress(*columns, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("seeds", total=options.seeds)
-        runs = [pool.submit(run_seeds, s, min(CHUNK, end - s), options.profile, options.planted) for s in starts]
+        runs = [pool.submit(run_seeds, s, min(chunk, end - s), options.profile, options.planted) for s in starts]
         for run in as_completed(runs):
             for outcome in run.result():
                 counts.update(outcome.counts)
@@ -88,7 +94,7 @@ def _many(options: argparse.Namespace) -> int:
     took = time.monotonic() - began
     print(
         f"{options.seeds} seeds, {len(failed)} failed, in {took:.0f} s: {hours:.0f} simulated hours, "
-        f"{counts['reboots']} reboots, {counts['leaderships']} leaderships, {counts['commits']} commits"
+        f"{counts['reboots']} simulated reboots, {counts['leaderships']} leaderships, {counts['commits']} commits"
     )
     for outcome in sorted(failed, key=lambda o: o.seed)[:3]:
         _explain(outcome, options)

@@ -157,6 +157,40 @@ class Ambushes:
         """It lands later, and nobody hears of it."""
         return self._ambush(fault, lambda *_: "late")
 
+    def _ambush_crash(self, fault: Fault) -> Callable[[], None]:
+        """The machine loses its power ``value`` seconds later."""
+
+        def spring(name: str, _rack: str) -> str:
+            self.world.loop.after(fault.value, self.world.machines[name].down)
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _ambush_kill_client(self, fault: Fault) -> None:
+        """The next FleetLock client that is told to go dies just then, and is started anew."""
+        self.world.checks.locks.kill_next += 1
+
+    def _ambush_by_hand(self, fault: Fault) -> Callable[[], None]:
+        """Break-glass on the machine ``value`` seconds later."""
+
+        def spring(name: str, _rack: str) -> str:
+            self.world.loop.after(fault.value, self.world.machines[name].break_glass)
+            return ""
+
+        return self._ambush(fault, spring)
+
+    def _ambush_stop_agent(self, fault: Fault) -> Callable[[], None]:
+        """The machine's agent stands still for ``value`` seconds."""
+
+        def spring(name: str, _rack: str) -> str:
+            process = self.world.machines[name].process
+            if process is not None:
+                process.stop()
+                self.world.loop.after(fault.value, process.go_on)
+            return ""
+
+        return self._ambush(fault, spring)
+
     def _ambush_boot_id(self, fault: Fault) -> None:
         """A boot_id changes under a running agent just as its permit comes (a restored virtual machine)."""
         self.world.checks.permit_trick = "restore"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import compress
+from operator import not_
 from typing import TYPE_CHECKING
 
+from rebootd.core.advance import pending
 from rebootd.core.model import Cycle, Machine, State
 from rebootd.core.states import WORKING
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 from tests.sim.checks_reasons import ReasonChecks
 from tests.sim.checks_wire import Wire
-from tests.sim.truth import BACK_BOUND, ENDED, EVERY_DECISION, PREFIX, STORM, STORM_TIME, Violation
+from tests.sim.truth import BACK_BOUND, ENDED, PREFIX, STORM, STORM_TIME, Violation
 
 __all__ = ["Checks", "Violation"]
 
@@ -26,6 +29,9 @@ class Checks(Wire):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.reasons = ReasonChecks(self)
+        self._cycles_then: list[Cycle] = []
+        self._unwanted: dict[str, Machine] = {}
+        """Machine: its record, in service, which none of those cycles wants."""
         world.servers.before_destroy = self.before_destroy
         world.servers.before_commit = self.before_commit
         world.consul.observers.append(self.committed)
@@ -42,26 +48,20 @@ class Checks(Wire):
             self.gates.decided(snapshot, decision)
             self.pace.decided(snapshot, decision)
         self.reasons.decided(snapshot, decision)
-        self._decisions += 1
-        if self._decisions % EVERY_DECISION:
-            return
-        stepping = {s.name for s in decision.steps}
+        machines, stepping = snapshot.machines, {s.name for s in decision.steps}
         cycles = [c for c in snapshot.cycles.values() if c.state not in ENDED]
-        for name, m in snapshot.machines.items():
-            reasons = decision.reasons.get(name, ())
-            verdict = decision.permits.get(name)
-            if reasons or name in stepping or (verdict is not None and verdict.granted):
+        if cycles != self._cycles_then:
+            self._cycles_then, self._unwanted = cycles, {}
+        for name in compress(machines, map(not_, map(decision.reasons.get, machines))):
+            m, verdict = machines[name], decision.permits.get(name)
+            if name in stepping or (verdict is not None and verdict.granted) or self._unwanted.get(name) is m:
                 continue
             if m.state is not State.IN_SERVICE:
                 self.fail("S8", f"{name} is {m.state.value} and nobody says why")
-            elif cycles and self._waits_for_cycle(m, cycles):
+            elif any(pending(c, m) for c in cycles):
                 self.fail("S8", f"{name} waits for a cycle and nobody says why")
-
-    @staticmethod
-    def _waits_for_cycle(m: Machine, cycles: list[Cycle]) -> bool:
-        from rebootd.core.advance import pending
-
-        return any(pending(c, m) for c in cycles)
+            else:
+                self._unwanted[name] = m
 
     def disturbed(self, until: float) -> None:
         """Until then, delays may have causes that S5 does not speak of."""
@@ -92,6 +92,8 @@ class Checks(Wire):
                 self.fail("S5", f"{name} is well and {record.state.value} for {now - since:.0f} s")
 
     def _well(self, machine: SimMachine) -> bool:
+        if machine.name in self.locks.machines:
+            return True  # Nobody looks into such a host: nothing but the leader is waited for.
         agent = machine.agent
         if not machine.box.up or machine.process is None or not machine.process.alive or agent is None:
             return False
@@ -146,6 +148,8 @@ class Checks(Wire):
 
     def _unsettled_host(self, machine: SimMachine, record: Machine) -> str:
         name, agent = machine.name, machine.agent
+        if name in self.world.lock_machines:
+            return self.locks.unsettled(self.world.lock_machines[name])
         if agent is None or machine.process is None or not machine.process.alive:
             return f"the agent of {name} does not run"
         marked = machine.consul.checks.get("rebootd", {}).get("Status") == "critical"

@@ -37,7 +37,7 @@ class GateChecks:
         self.truth = truth
         self.judged: dict[str, Judged] = {}
         self.moved: dict[str, tuple[float, bool]] = {}
-        """Machine: when its last transition landed, and whether that took it out of service."""
+        """Machine: when its last transition landed, and whether that took it out of service; the last one last."""
         self.here: set[str] = set()
         """Machines that were in service when the last transaction had landed."""
 
@@ -58,6 +58,7 @@ class GateChecks:
             self.here.discard(after.name)
         if before.state is not after.state or before.since != after.since:
             out = before.state is State.IN_SERVICE and after.state is State.DRAINING
+            self.moved.pop(after.name, None)
             self.moved[after.name] = (self.truth.world.loop.now, out)
 
     def going_out(self, after: Machine, what: str) -> None:
@@ -105,9 +106,11 @@ class GateChecks:
         slack = truth.policy.clock_tolerance if truth.clocks_touched else 1.0
         if judged.at - look.began > gate.max_age + slack:
             return f"its reading was {judged.at - look.began:.0f} s old"
-        for name, (at, out) in self.moved.items():
+        for name, (at, out) in reversed(self.moved.items()):
+            if at <= look.began:
+                break
             member = truth.known.get(name)
-            if member is None or at <= look.began or not self._covers(gate, look, member):
+            if member is None or not self._covers(gate, look, member):
                 continue
             if at <= judged.at or (out and what == "drains"):
                 return f"it was read {at - look.began:.3f} s before {name} changed"
@@ -121,19 +124,20 @@ class GateChecks:
 
     def _said(self, gate: Gate, look: Look, after: Machine) -> str:
         truth = self.truth
-        # Who goes by the same transaction is not away yet: that no two drains of one decision pass is checked above.
-        away = {
-            n
-            for n, m in truth.known.items()
-            if n != after.name and m.state is not State.IN_SERVICE and n not in self.here
-        }
+        known = truth.known
+
+        def away(n: str) -> bool:
+            # Who goes by the same transaction is not away yet: that no two drains of one decision pass is checked
+            # above.
+            return n != after.name and n in known and known[n].state is not State.IN_SERVICE and n not in self.here
+
         if isinstance(gate.test, ConsulService):
             test = gate.test.minimum
             least = math.ceil(len(look.nodes) * test.value / 100) if test.percent else test.value
-            left = sum(n for name, n in look.nodes.items() if name not in away and name != after.name)
+            left = sum(n for name, n in look.nodes.items() if name != after.name and not away(name))
             return "" if left >= least and look.nodes else f"{left} instances are left, {least} must pass"
         if isinstance(gate.test, ConsulQuorum | NomadQuorum):
-            ill = [n for n, well in look.healthy.items() if n != after.name and (not well or n in away)]
+            ill = [n for n, well in look.healthy.items() if n != after.name and (not well or away(n))]
             if not look.healthy or ill:
                 return f"servers are not well: {ill}"
             return "too few servers" if after.name in look.healthy and len(look.healthy) < SMALLEST else ""
@@ -146,7 +150,7 @@ class GateChecks:
             if not group.selector.matches(after):
                 continue
             truth.counts["quorum members out"] += 1
-            members = [n for n, m in truth.known.items() if group.selector.matches(m)]
+            members = truth.members(group.selector)
             lost = [n for n in members if n != after.name and truth.unavailable(n)]
             lost += sorted(truth.known_asides - truth.known.keys())
             if lost:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rebootd.core.model import Machine, State
-from rebootd.core.states import WORKING
 from rebootd.core.windows import judge_windows
 from rebootd.store.port import CheckSession, Delete, Lock, Op, Set, Unlock
 
@@ -65,7 +64,7 @@ class GoingOut(Truth):
                 self.cycles_edited[rest[7:]] = self.world.loop.now
             self._cycle(rest[7:], value)
         elif rest.startswith("racks/") and rest.endswith("/record"):
-            self._rack(rest[6:-7], value)
+            self._rack(rest[6:-7], value, ours=ours)
         elif rest == "policy" and value is not None:
             self._policy(value)
         elif rest == "epoch" and ours and value is not None:
@@ -87,7 +86,7 @@ class GoingOut(Truth):
     def _transition(self, actor: str, before: Machine | None, after: Machine) -> None:
         if before is None:
             self.powers.transition(before, after)
-            self.world.say(f"{after.name} is new: {after.state.value} v{after.version} by {actor}")
+            self.world.say(f"{after.name} is new: {after.state} v{after.version} by {actor}")
             return
         permit = after.permit
         if permit is not None and permit != before.permit:
@@ -98,9 +97,7 @@ class GoingOut(Truth):
         if boot_number(after.boot_id) < boot_number(before.boot_id):
             self.fail("BOOT", f"{after.name} goes back from {before.boot_id} to {after.boot_id}")
         self._moved(before, after)
-        self.world.say(
-            f"{after.name} {before.state.value} -> {after.state.value} ({after.cause}) v{after.version} by {actor}"
-        )
+        self.world.say(f"{after.name} {before.state} -> {after.state} ({after.cause}) v{after.version} by {actor}")
         if after.epoch != self.epoch:
             self.fail("EPOCH", f"{after.name} was written with epoch {after.epoch} in epoch {self.epoch}")
         if before.state is State.IN_SERVICE and after.state is State.DRAINING:
@@ -116,6 +113,7 @@ class GoingOut(Truth):
             self._given_up(before, after)
         self.powers.transition(before, after)
         self.pace.transition(before, after)
+        self.locks.transition(before, after)
 
     def _given_up(self, before: Machine, after: Machine) -> None:
         """Whoever is quarantined by a deadline has been in that state for as long, by the clock of the world."""
@@ -136,6 +134,7 @@ class GoingOut(Truth):
             self.fail("S3", f"{after.name} at {after.boot_id} is permitted to reboot {permit.boot_id}")
         nonces = self.permits[permit.boot_id]
         nonces[permit.nonce] = self.world.loop.now + self.policy.permit_valid
+        self.locks.permitted(after.name, nonces[permit.nonce])
         if len(nonces) > 1 and permit.boot_id not in self.forgotten:
             self.fail("S3", f"boot_id {permit.boot_id} of {after.name} was permitted under {sorted(nonces)}")
         self._going_out(before, after, "permits")
@@ -201,23 +200,23 @@ class GoingOut(Truth):
 
     def _limits(self, after: Machine, what: str) -> None:
         policy, known = self.policy, self.known
-        away = {name: self.unavailable(name) for name in known}
         asides = sorted(self.known_asides - known.keys())
-        away |= dict.fromkeys(asides, True)
+        away = dict.fromkeys(asides, True)
         members = [n for n, m in known.items() if m.rack == after.rack]
         members += [n for n in asides if self.world.machines[n].box.rack == after.rack]
         self._limit(f"rack {after.rack}", members, away, policy.rack_unavailable.of(len(members)), after, what)
         for limit in policy.limits:
             if limit.selector.matches(after):
                 # Nobody knows the labels of who has an unreadable record.
-                group = [*asides, *(n for n, m in known.items() if limit.selector.matches(m))]
+                group = [*asides, *self.members(limit.selector)]
                 maximum = limit.max.of(len(group))
                 self._limit(f"limit {limit.name}", group, away, maximum, after, what)
 
     def _limit(
         self, name: str, members: list[str], away: dict[str, bool], maximum: int, after: Machine, what: str
     ) -> None:
-        lost = [n for n in members if away.get(n)]
+        away |= {n: self.unavailable(n) for n in members if n not in away}
+        lost = [n for n in members if away[n]]
         if len(lost) > maximum:
             self.fail(
                 "S7" if name == "limit quorum" else "S2",
@@ -226,6 +225,6 @@ class GoingOut(Truth):
             )
 
     def _unlocked(self, actor: str, rack: str) -> None:
-        working = [m.name for m in self.records.values() if m.rack == rack and m.state in WORKING]
+        working = [m.name for m in self.working.values() if m.rack == rack]
         if working:
             self.fail("LOCK", f"{actor} unlocks {rack} while {', '.join(working)} are on their way")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rebootd.core.fleetlock_record import CYCLE
 from rebootd.core.model import CycleState, State
 from rebootd.core.selectors import parse_selector
 from rebootd.core.states import WORKING
@@ -51,7 +52,8 @@ class PaceChecks:
         if cycle is None:
             return
         if cycle.standing:
-            self._standing(after, cycle)
+            if cycle.id != CYCLE:
+                self._standing(after, cycle)
         elif cycle.waves and truth.policy.waves:
             self._waves(after, cycle)
         self._last(after, cycle)
@@ -101,6 +103,8 @@ class PaceChecks:
     def _done(self, m: Machine, cycle: Cycle) -> bool:
         if m.state in {State.HELD, State.QUARANTINED} or (m.flag and m.state is State.IN_SERVICE):
             return True
+        if m.fleetlock is not None and m.state is State.IN_SERVICE and m.reboot_required is not Tri.YES:
+            return True  # Nobody but its client could reboot it, and that does not ask.
         return cycle.id in m.outcomes and not (m.cycle == cycle.id and m.state in WORKING)
 
     def _split(self, cycle: Cycle) -> list[set[str]]:
@@ -155,43 +159,55 @@ class PaceChecks:
         """Members of quorum groups go after all others, and racks in the order of the policy."""
         steps = [s for s in decision.steps if s.after is not None and s.after.state is State.DRAINING and s.guards]
         steps = [s for s in steps if s.before is not None and s.before.state is State.IN_SERVICE]
+        if not steps:
+            return
         policy = snapshot.policy
         running = [c for c in snapshot.cycles.values() if c.state is CycleState.RUNNING]
         alike = len(running) == 1 and not running[0].standing and not snapshot.machine_holds and not snapshot.rack_holds
         opening = {s.lock for s in steps if s.lock}
         own = snapshot.machines.get(snapshot.leader_node)
+        ready = self._ready(snapshot, decision)
         for step in steps:
             after = step.after
             if after is None or not after.cycle:
                 continue
             member = any(q.selector.matches(after) for q in policy.quorums)
-            for name, reasons in decision.reasons.items():
-                other = snapshot.machines.get(name)
-                if other is None or other.state is not State.IN_SERVICE or {r.kind for r in reasons} - READY:
-                    continue
-                if any(r.kind == "limit" and "(the policy says never)" in r.what for r in reasons):
-                    continue
-                late = any(q.selector.matches(other) for q in policy.quorums)
+            for (rack, late, full), name in ready.items():
                 if member and not late:
                     self.truth.fail("ORDER", f"{after.name}, a quorum member, goes before {name}")
-                full = any(r.kind == "limit" for r in reasons)
-                if not (step.lock and alike and member == late and not full) or other.rack in opening:
+                if not (step.lock and alike and member == late and not full) or rack in opening:
                     continue
-                if own is not None and own.rack in {other.rack, after.rack}:
+                if own is not None and own.rack in {rack, after.rack}:
                     continue
                 coming = [s.after for s in decision.steps if s.after is not None and not s.guards]
                 if any(m.rack == after.rack and m.state in WORKING for m in (*snapshot.machines.values(), *coming)):
                     continue  # it was open before
-                if self._earlier(snapshot, other.rack, after.rack):
-                    self.truth.fail("ORDER", f"rack {after.rack} is opened before {other.rack}, where {name} waits")
+                if self._earlier(snapshot, rack, after.rack):
+                    self.truth.fail("ORDER", f"rack {after.rack} is opened before {rack}, where {name} waits")
+
+    @staticmethod
+    def _ready(snapshot: Snapshot, decision: Decision) -> dict[tuple[str, bool, bool], str]:
+        """Who waits only because others go first: the first of each kind in each rack (quorum members, limit full)."""
+        crowds: dict[int, bool | None] = {}
+        for reasons in {id(each): each for each in decision.reasons.values()}.values():
+            never = any(r.kind == "limit" and "(the policy says never)" in r.what for r in reasons)
+            kinds = {r.kind for r in reasons}
+            crowds[id(reasons)] = None if never or kinds - READY else "limit" in kinds
+        found: dict[tuple[str, bool, bool], str] = {}
+        for name, reasons in decision.reasons.items():
+            full, machine = crowds[id(reasons)], snapshot.machines.get(name)
+            if full is not None and machine is not None and machine.state is State.IN_SERVICE:
+                late = any(q.selector.matches(machine) for q in snapshot.policy.quorums)
+                found.setdefault((machine.rack, late, full), name)
+        return found
 
     @staticmethod
     def _earlier(snapshot: Snapshot, one: str, other: str) -> bool:
         order = snapshot.policy.rack_order
-        sizes = [sum(m.rack == r for m in snapshot.machines.values()) for r in (one, other)]
 
-        def key(rack: str, size: int) -> tuple[int, int, str]:
+        def key(rack: str) -> tuple[int, int, str]:
             place = order.listed.index(rack) if rack in order.listed else len(order.listed)
-            return place, size if order.by == "smallest-first" else 0, rack
+            small = order.by == "smallest-first"
+            return place, sum(m.rack == rack for m in snapshot.machines.values()) if small else 0, rack
 
-        return key(one, sizes[0]) < key(other, sizes[1])
+        return key(one) < key(other)

@@ -7,14 +7,40 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rebootd.agent.journal import decode
-from rebootd.core.wire import Answer, PermitAnswer, PermitRequest, Report
+from rebootd.core.wire import PermitAnswer, PermitRequest
 
 if TYPE_CHECKING:
     from rebootd.agent.client import Reply
     from tests.sim.machines import Machine as SimMachine
     from tests.sim.net import Box, Station
 
+from tests.sim.checks_lock import PREFIX as LOCKS
 from tests.sim.checks_out import GoingOut
+
+
+class _Epoch(msgspec.Struct):
+    """Which epoch an answer is of."""
+
+    epoch: int
+
+
+class _Of(msgspec.Struct):
+    """Whom a report or a directive is of."""
+
+    boot_id: str
+    name: str = ""
+
+
+class _Answer(_Epoch):
+    """What is judged of an answer to a report."""
+
+    index: int
+    state: str
+    directive: _Of | None = None
+
+
+REPORT, ANSWER, EPOCH = msgspec.json.Decoder(_Of), msgspec.json.Decoder(_Answer), msgspec.json.Decoder(_Epoch)
+"""What is checked of messages, and no more: each of them is read."""
 
 
 class Wire(GoingOut):
@@ -23,13 +49,18 @@ class Wire(GoingOut):
     def on_request(self, box: Box, station: Station, path: str, body: bytes) -> None:
         """A daemon takes a request."""
         self.counts["requests"] += 1
-        if path.endswith("/report"):
+        if path.startswith(LOCKS):
+            self.locks.on_request(path, body)
+        elif path.endswith("/report"):
             self._heard(station, path)
         else:
             self._permit_asked(msgspec.json.decode(body, type=PermitRequest))
 
     def on_reply(self, box: Box, station: Station, path: str, body: bytes, reply: Reply) -> None:
         """A daemon answers."""
+        if path.startswith(LOCKS):
+            self.locks.on_reply(station, path, body, reply)
+            return
         if reply[0] != 200:
             return
         if path.endswith("/permit"):
@@ -38,7 +69,7 @@ class Wire(GoingOut):
             )
             return
         self._heard(station, path)
-        report, answer = msgspec.json.decode(body, type=Report), msgspec.json.decode(reply[2], type=Answer)
+        report, answer = REPORT.decode(body), ANSWER.decode(reply[2])
         speaks_on = self.world.loop.now - self.epoch_at - self.world.plan.tuning.deadline
         if answer.epoch < self.epoch and speaks_on > 1.0:
             self.fail("SPEAK", f"{report.name} is answered in epoch {answer.epoch}, {speaks_on:.1f} s too late")
@@ -68,8 +99,10 @@ class Wire(GoingOut):
 
     def on_delivery(self, box: Box, path: str, reply: Reply) -> None:
         """An answer reaches an agent's host."""
-        if reply[0] == 200:
-            epoch = int(msgspec.json.decode(reply[2])["epoch"])
+        if path.startswith(LOCKS):
+            self.locks.on_delivery(path, reply)
+        elif reply[0] == 200:
+            epoch = EPOCH.decode(reply[2]).epoch
             name = box.name
             if self.permit_trick and path.endswith("/permit") and b'"granted":true' in reply[2]:
                 self._trick(self.world.machines[name])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.sim.fleets import FLEET
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LEAST = {"reboots": 1.0, "leaderships": 1.2}
 """How often things happen in a seed at least, on average over many."""
+LEAST_OF_FLEETS = {"reboots": 200.0, "leaderships": 8.0}
+"""The same in a seed with a whole fleet."""
 LEAST_OF_ALL = LEAST | {
     "gates passed": 1.0,
     "quorum members out": 0.5,
@@ -17,6 +21,8 @@ LEAST_OF_ALL = LEAST | {
     "emergency steps": 0.1,
     "power leaves": 0.02,
     "forecasts": 0.5,
+    "lock reboots": 0.3,
+    "lock refusals": 1.0,
 }
 """The same where every kind of seed is drawn: each feature was put to the test."""
 OFTEN = (
@@ -40,7 +46,8 @@ def too_few(counts: Mapping[str, int], seeds: int, profile: str = "") -> list[st
     """What happened too seldom in so many seeds (of one ``profile``, or of all); nothing is asked of less than 20."""
     if seeds < 20:
         return []
-    least = {what: share * seeds for what, share in (LEAST if profile else LEAST_OF_ALL).items()}
+    shares = LEAST_OF_FLEETS if profile == FLEET else LEAST if profile else LEAST_OF_ALL
+    least = {what: share * seeds for what, share in shares.items()}
     if not profile:
         least |= dict.fromkeys(OFTEN, seeds // 50) | dict.fromkeys(SELDOM, seeds // 500)
     return [what for what, times in least.items() if counts.get(what, 0) < times]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rebootd.core.model import State
+from rebootd.core.advance import pending
+from rebootd.core.model import CycleState, State
 from rebootd.store.port import Delete, Set
 from tests.sim.faults_more import MoreFaults
 
@@ -22,14 +23,16 @@ PATIENT = frozenset(
         "ambush-lock", "ambush-halt", "ambush-cancel", "end-lock-session",
         "rack-lock", "unlock", "maintenance", "gate-blocks", "gate-away", "gate-hangs", "gate-slow", "gate-odd",
         "gate-flaps", "service-thin", "sight-away", "node-check", "ambush-gate", "reboot-required", "detection-breaks",
-        "still-required", "small-group", "emergency",
+        "still-required", "small-group", "emergency", "again",
     }
 )  # fmt: skip
 """What people may do without delaying any machine's return (S5 stays in force)."""
-AT_ONCE = frozenset({"power-cut", "rack-power", "end-lock-session", "kill-leader", "kill-daemon"})
+AT_ONCE = frozenset({"power-cut", "rack-power", "end-lock-session", "kill-leader", "kill-daemon", "care"})
 """Faults that are over as soon as they have happened: S5 counts from when a host is up and a leader leads again."""
 BURNS = 60.0
 """Seconds in which a fuse of 60 steps has burnt, where anything goes on."""
+UNDER_WAY, FEW = 8, 0.1
+"""Cycles at once, and the share of machines that may have to go when the next one comes."""
 AFTERMATH = 120.0
 """Seconds after a fault in which a return may still be delayed by it."""
 
@@ -265,6 +268,12 @@ class Faults(MoreFaults):
         failing.add("post-boot.d")
         return lambda: failing.discard("post-boot.d")
 
+    def _no_reboot(self, fault: Fault) -> Callable[[], None]:
+        """The reboot command is taken, and the host stays up."""
+        failing = self._machine(fault).failing
+        failing.add("reboot")
+        return lambda: failing.discard("reboot")
+
     def _local_consul_away(self, fault: Fault) -> Callable[[], None]:
         return self._count(self._machine(fault).consul, "away")
 
@@ -328,6 +337,18 @@ class Faults(MoreFaults):
 
     def _end_lock_session(self, fault: Fault) -> None:
         self.people.end_lock_session(fault.target)
+
+    def _again(self, fault: Fault) -> None:
+        """The next cycle, as soon as few machines have to go for those that there are."""
+        checks = self.world.checks
+        running = [c for c in checks.cycles.values() if c.state is CycleState.RUNNING and not c.standing]
+        to_go = sum(any(pending(c, m) for c in running) for m in checks.records.values())
+        if len(running) < UNDER_WAY and to_go <= len(checks.records) * FEW:
+            self.people.start()
+
+    def _care(self, fault: Fault) -> None:
+        """People put right what they can, while everything goes on."""
+        self.people.clean_up()
 
     def _edit_record(self, fault: Fault) -> None:
         self.people.edit_record(self._machine(fault).name, fault.at % 1.0)

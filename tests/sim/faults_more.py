@@ -256,6 +256,23 @@ class MoreFaults(Ambushes):
 
         self.world.loop.after(30.0, again)
 
+    def _client_away(self, fault: Fault) -> Callable[[], None] | None:
+        """Somebody stops a FleetLock client, whatever it was told, and starts it again later."""
+        names = sorted(self.world.lock_machines)
+        if not names:
+            return None
+        machine = self.world.lock_machines[names[int(fault.at * 1000) % len(names)]]
+        machine.away += 1
+        self.world.checks.counts["hit client-away"] += machine.name in self.world.checks.locks.told
+        if machine.process is not None:
+            machine.process.kill()
+
+        def undo() -> None:
+            machine.away -= 1
+            machine.start_agent()
+
+        return undo
+
     # --- clocks and records ---------------------------------------------------------------------------
 
     def _clock_leap(self, fault: Fault) -> Callable[[], None]:

@@ -79,18 +79,22 @@ class Instruments:
         """Daemon: gate: what it was last told."""
         self.failing_since: dict[str, float] = {}
         self.index = 1
+        self._web = [m for m in world.machines.values() if world.plan.labels[m.name]["role"] == "web"]
         self._waiters: list[asyncio.Future[None]] = []
 
     # --- what is true ---------------------------------------------------------------------------------
 
     def failing(self) -> dict[str, list[dict[str, str]]]:
         """Nodes with critical checks of their own."""
-        world, found = self.world, {}
+        world, sick, found = self.world, self.sick, {}
         for machine in world.machines.values():
+            down = world.serf_down(machine.name)
+            if not (down or machine.consul.checks or machine.name in sick):
+                continue
             checks = []
-            if world.serf_down(machine.name):
+            if down:
                 checks.append({"Node": machine.name, "CheckID": SERF, "Name": "Serf"})
-            if machine.name in self.sick:
+            if machine.name in sick:
                 checks.append({"Node": machine.name, "CheckID": self.sick[machine.name], "Name": "disk"})
             for name, check in machine.consul.checks.items():
                 if check["Status"] == "critical":
@@ -167,16 +171,12 @@ class Instruments:
         return _json({"Healthy": not ill, "FailureTolerance": tolerance, "Servers": servers})
 
     def _service(self, look: Look) -> list[dict[str, Any]]:
-        out = []
-        failing = self.failing()
-        for machine in self.world.machines.values():
-            name = machine.name
-            if self.world.plan.labels[name]["role"] != "web" or machine.gone:
-                continue
-            well = name not in failing and name not in self.thin
-            look.nodes[name] = int(well)
-            out.append({"Node": {"Node": name}, "Checks": [{"Status": "passing" if well else "critical"}]})
-        return out
+        ill = self.failing().keys() | self.thin
+        look.nodes = {m.name: int(m.name not in ill) for m in self._web if not m.gone}
+        return [
+            {"Node": {"Node": name}, "Checks": [{"Status": "passing" if well else "critical"}]}
+            for name, well in look.nodes.items()
+        ]
 
     def _servers(self, kind: str) -> dict[str, bool]:
         """The servers by node, and which are well; a fault of the gate makes one ill."""

@@ -132,20 +132,71 @@ PLANS: dict[str, Callable[[], Plan]] = {
             Fault(100.0, "post-boot-fails", "m2a", 100.0),
         ],
     ),
+    "clients": lambda: _plan(
+        "fleetlock: {enabled: true, wish: 2m}",
+        features=Features(sight=True),
+        lock_clients={"m1a": "m1a", "m2b": "0123456789abcdef0123456789abcdef"},
+        staged=[(60.0, "m1a"), (60.0, "m2b")],
+        faults_for=500.0,
+    ),
+    "undone": lambda: _plan(
+        "failures: {retry: {after: 10s}}\ndeadlines: {rebooting: 3m, verifying: 3m}\nracks: {unavailable: 2}",
+        failure_budget=100,
+        reboot_timeout=30.0,
+        faults=[
+            Fault(19.002, "hook-fails", "m1a", 40.0),
+            Fault(19.0, "post-boot-fails", "m1b", 150.0),
+            Fault(19.001, "hook-fails", "m2a", 150.0),
+            Fault(19.0, "no-reboot", "m2b", 300.0),
+        ],
+    ),
+    "asleep": lambda: _plan(
+        f"{QUICK}\nracks: {{unavailable: 2}}",
+        failure_budget=100,
+        hook_seconds=5.0,
+        faults=[
+            Fault(19.0, "ambush-stop-agent", "drained", 300.0, 60.0),
+            Fault(19.0, "ambush-stop-agent", "enabling", 300.0, 60.0),
+            Fault(19.0, "ambush-by-hand", "quarantined", 300.0, 30.0),
+            Fault(19.0, "ambush-crash", "draining", 300.0, 0.5),
+            Fault(150.0, "bad-journal", "m2a"),
+        ],
+    ),
+    "taken-by-hand": lambda: _plan(
+        "soak: 20s",
+        failure_budget=100,
+        hook_seconds=10.0,
+        faults=[
+            Fault(19.0, "no-reboot", "m1b", 120.0),
+            Fault(19.0, "no-reboot", "m2a", 300.0),
+            *(Fault(19.0, "ambush-by-hand", state, 300.0, 0.5) for state in ("drained", "verifying", "enabling")),
+            Fault(60.0, "ambush-by-hand", "rebooting", 300.0, 1.0),
+        ],
+    ),
 }
-"""Small plans, each with other transitions. None of their machines reboots more than once."""
-ALL_REBOOT = frozenset(PLANS) - {"holds", "stuck", "failures", "crashes", "by-hand"}
-"""Those in which each machine reboots once, wherever they are cut. A cycle does not wait for who is held or
-quarantined, and needs no reboot of who has crashed meanwhile.
+"""Small plans, which have every transition of the state table between them (test_transitions). None of their machines
+reboots more than once; a FleetLock client does so once more at the end, when every client is given another update.
 """
+FOUR = 4
+"""Machines of a small plan."""
+ALL_REBOOT = dict.fromkeys(("plain", "power", "waves", "standing", "emergency", "gates", "returns"), FOUR) | {
+    "clients": FOUR + 2
+}
+"""Those in which each machine reboots once (each FleetLock client twice), wherever they are cut, and how many reboots
+these are. A cycle does not wait for who is held or quarantined, and needs no reboot of who has crashed meanwhile.
+"""
+
+
+def run_whole(world: World) -> Outcome:
+    """The world of a small plan, with the faults of the plan."""
+    return run_world(world, faults=[(0, None), *enumerate(world.plan.faults, 1)])
 
 
 def run_cut(number: int, how: str, plan: str = "plain") -> tuple[Outcome, bool]:
     """A small plan, cut at its ``number``-th commit that moves a machine, a power cycle or a cycle; whether there was
     such a commit.
     """
-    drawn = PLANS[plan]()
-    world = World(drawn)
+    world = World(PLANS[plan]())
     passed = 0
     cut = False
 
@@ -160,8 +211,7 @@ def run_cut(number: int, how: str, plan: str = "plain") -> tuple[Outcome, bool]:
         return _spring(world, actor, how)
 
     world.servers.ambushes.append(ambush)
-    outcome = run_world(world, faults=[(0, None), *enumerate(drawn.faults, 1)])
-    return outcome, cut
+    return run_whole(world), cut
 
 
 def _spring(world: World, actor: str, how: str) -> str:

@@ -25,7 +25,7 @@ LIVELOCK = 300_000
 """Steps at one moment of virtual time after which something runs in circles."""
 
 KEPT = 200
-"""Tasks of one process that are kept before those that are done are let go."""
+"""Tasks of one process that are kept, at least, before those that are done are let go."""
 
 
 class ProcessDied(BaseException):
@@ -44,10 +44,14 @@ class Process:
         self.name = name
         self.alive = True
         self.stopped = False
-        self.fuse = -1
-        self.backlog: list[Handle] = []
+        self.free = True
+        """Whether it runs on: alive, not stopped, without a fuse."""
+        self._fuse = -1
+        self.backlog: list[Handle | tuple[Any, Any, Any, float]] = []
         self.on_death: Callable[[], None] | None = None
-        self.tasks: list[SimTask] = []
+        self.own: list[SimTask] = []
+        """Its tasks; those that are done are let go when there are more than ``room``."""
+        self.room = KEPT
         loop.processes.append(self)
         self._context = contextvars.copy_context()
         self._context.run(OWNER.set, self)
@@ -59,23 +63,34 @@ class Process:
     def kill(self) -> None:
         """SIGKILL."""
         if self.alive:
-            self.alive = False
+            self.alive = self.free = False
             # Kept until the end: a coroutine that is collected would run its finally blocks.
-            self.tasks = [t for t in self.tasks if not t.done()]
+            self.own = [t for t in self.own if not t.done()]
             self.backlog.clear()
             if self.on_death is not None:
                 self.on_death()
 
     def stop(self) -> None:
         """SIGSTOP."""
-        self.stopped = True
+        self.stopped, self.free = True, False
 
     def go_on(self) -> None:
         """SIGCONT."""
         if self.stopped:
             self.stopped = False
+            self.fuse = self._fuse
             self.loop.ready.extend(self.backlog)
             self.backlog.clear()
+
+    @property
+    def fuse(self) -> int:
+        """Steps until it is killed, or -1."""
+        return self._fuse
+
+    @fuse.setter
+    def fuse(self, steps: int) -> None:
+        self._fuse = steps
+        self.free = self.alive and not self.stopped and steps < 0
 
     def here(self) -> None:
         """Called by what a process does to the outside; a dead one does nothing any more."""
@@ -115,10 +130,11 @@ class SimTask(asyncio.Task[Any]):
         # A name that is given costs nothing; one that is not is made up.
         super().__init__(work, loop=loop, name="t", context=context)
         owner = OWNER.get() if context is None else context.get(OWNER)
-        tasks = loop.own if owner is None else owner.tasks
-        tasks.append(self)
-        if len(tasks) > KEPT:
-            tasks[:] = [t for t in tasks if not t.done()]
+        home: SimLoop | Process = loop if owner is None else owner
+        home.own.append(self)
+        if len(home.own) > home.room:
+            home.own = [t for t in home.own if not t.done()]
+            home.room = max(KEPT, 2 * len(home.own))
 
     def __hash__(self) -> int:
         return self.number
@@ -139,11 +155,12 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.ready: deque[Handle] = deque()
+        self.ready: deque[Handle | tuple[Any, Any, Any, float]] = deque()
         self.numbers = itertools.count(1)
         self.processes: list[Process] = []
         self.own: list[SimTask] = []
         """Tasks of the world, beside those of its processes."""
+        self.room = KEPT
         self.steps = 0
         self.failure: BaseException | None = None
         self._timers: list[tuple[float, int, Handle]] = []
@@ -167,8 +184,11 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self._closed
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        """As asyncio's."""
-        handle = Handle((callback, args, contextvars.copy_context() if context is None else context, 0.0))
+        """As asyncio's, but that who gives a context (a task or a future) gets nothing to cancel: it never does."""
+        if context is not None:
+            self.ready.append((callback, args, context, 0.0))
+            return None
+        handle = Handle((callback, args, contextvars.copy_context(), 0.0))
         self.ready.append(handle)
         return handle
 
@@ -203,7 +223,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def tasks(self) -> list[SimTask]:
         """Every task that is not done, in the order of their making."""
-        known = itertools.chain(self.own, *(p.tasks for p in self.processes))
+        known = itertools.chain(self.own, *(p.own for p in self.processes))
         return sorted((t for t in known if not t.done()), key=lambda t: t.number)
 
     def at(self, when: float, action: Callable[..., None], *args: Any) -> Handle:
@@ -237,20 +257,18 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def run(self, until: float) -> None:
         """Runs until the virtual time ``until``. Raises what went wrong."""
-        ready, timers = self.ready, self._timers
+        ready, timers, take, pop = self.ready, self._timers, self.ready.popleft, heapq.heappop
         asyncio._set_running_loop(self)
         try:
             still = 0
             while not self.failed():
                 while ready:
-                    handle = ready.popleft()
+                    handle = take()
                     callback, args, context, _ = handle
                     if callback is None:
                         continue
                     owner = context.get(OWNER)
-                    if owner is not None and not (
-                        (owner.alive and not owner.stopped and owner.fuse < 0) or self._may_run(owner, handle)
-                    ):
+                    if owner is not None and not (owner.free or self._may_run(owner, handle)):
                         continue
                     still += 1
                     context.run(callback, *args)
@@ -261,19 +279,19 @@ class SimLoop(asyncio.AbstractEventLoop):
                 self.steps += still
                 still = 0
                 while timers and timers[0][2][0] is None:
-                    heapq.heappop(timers)
+                    pop(timers)
                 if not timers or timers[0][0] > until:
                     self.now = max(self.now, until)
                     break
                 self.now = max(self.now, timers[0][0])
                 while timers and timers[0][0] <= self.now:
-                    ready.append(heapq.heappop(timers)[2])
+                    ready.append(pop(timers)[2])
             if self.failure is not None:
                 raise self.failure
         finally:
             asyncio._set_running_loop(None)
 
-    def _may_run(self, owner: Process, handle: Handle) -> bool:
+    def _may_run(self, owner: Process, handle: Handle | tuple[Any, Any, Any, float]) -> bool:
         if not owner.alive:
             return False
         if owner.stopped:

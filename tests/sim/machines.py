@@ -98,7 +98,8 @@ class SimHost(Host):
             return _Command(113)
         machine.markers.add(boot_id)
         machine.world.checks.rebooting(machine)
-        machine.go_down()
+        if "reboot" not in machine.failing:
+            machine.go_down()
         await asyncio.sleep(0.001)
         return _Command(None)
 
@@ -244,6 +245,10 @@ class Machine:
         """What is special about the next boot: ``hang``, ``never``, ``same-id``, ``rack`` or ``""``."""
         self.gone = False
         self.going_down = False
+
+    def meta(self) -> dict[str, str]:
+        """What the catalog says of its node."""
+        return {"rack": self.box.rack}
 
     # --- the agent --------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from rebootd.consul.leadership import Tuning
 from rebootd.coordinator import audit, follow, forecasts, peers
 from rebootd.core import directives
 from tests.sim.features import STANDING, Features
+from tests.sim.fleets import FLEET, whole_fleet
 from tests.sim.plan import Fault, Plan, make_plan
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def month_plan(seed: int, *, days: float = 30.0, tempo: float = 30.0) -> Plan:
 
 
 def plan_of(seed: int, profile: str = "") -> Plan:
-    """The plan of a seed; a month is never drawn, only asked for."""
+    """The plan of a seed; a month and a whole fleet are never drawn, only asked for."""
+    if profile == FLEET:
+        return whole_fleet(seed)
     return month_plan(seed) if profile == MONTH else make_plan(seed, profile=profile)
 
 

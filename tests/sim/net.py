@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from rebootd.api import machines, table
+from rebootd.api import fleetlock, machines, table
 from rebootd.api.app import _front
 from rebootd.api.door import DOOR, Door
 from rebootd.api.guard import Guard
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.sim.loop import Process, SimLoop
 
 CONNECT_TIMEOUT = 2.0
+LOCK_ROUTES = {route.path: route.handler for route in fleetlock.ROUTES}
 
 
 class Box:
@@ -66,8 +67,9 @@ class _Match(dict[str, str]):
 
     http_exception = None
 
-    def __init__(self, handler: Any, name: str) -> None:
-        super().__init__(name=name)
+    def __init__(self, handler: Any, path: str) -> None:
+        # FleetLock's paths have no name in them.
+        super().__init__({} if path in LOCK_ROUTES else {"name": path.split("/")[3]})
         self.handler = handler
 
 
@@ -77,6 +79,7 @@ class Request:
     __slots__ = ("app", "body", "content_length", "headers", "host", "match_info", "method", "notes", "path")
 
     content = _CONTENT
+    query: dict[str, str] = {}  # noqa: RUF012  nothing is ever written to it
     transport = None
     remote = "127.0.0.1"
 
@@ -90,7 +93,7 @@ class Request:
         self.headers = headers
         self.host = host
         self.method = "POST"
-        self.match_info = _Match(handler, path.split("/")[3])
+        self.match_info = _Match(handler, path)
         self.notes: dict[Any, Any] = {}
 
     def get(self, key: Any, default: Any = None) -> Any:
@@ -120,7 +123,7 @@ class Api:
 
     async def handle(self, path: str, body: bytes, headers: dict[str, str], host: str) -> Reply:
         """One request through middleware and route."""
-        handler = machines._permit if path.endswith("/permit") else machines._report
+        handler = LOCK_ROUTES.get(path) or (machines._permit if path.endswith("/permit") else machines._report)
         response = await self._front(Request(self._app, path, body, headers, host, handler), handler)
         return response.status, {k.title(): v for k, v in response.headers.items()}, bytes(response.body or b"")
 
@@ -249,17 +252,18 @@ class SimLine:
     async def post(self, url: str, body: bytes, headers: dict[str, str], timeout: float) -> Reply:
         """One request."""
         net, loop = self._net, self._net.loop
-        base, slash, rest = url.partition("/v1/")
+        end = url.index("/", url.index("//") + 2)
+        base, path = url[:end], url[end:]
         station = net.stations.get(base)
         answer: asyncio.Future[Reply] = loop.create_future()
         reachable = station is not None and self._box.on_network and station.box.on_network
         if station is not None and reachable:
-            call = _Call(net, self._box, station, slash + rest, body, headers, answer)
+            call = _Call(net, self._box, station, path, body, headers, answer)
             if not net.lost():
                 loop.after(net.latency(), call.arrive)
             if net.trouble.repeat and net.rng.random() < net.trouble.repeat:
                 net.hits["hit repeats"] += 1
-                echo = _Call(net, self._box, station, slash + rest, body, headers, _unheard(loop))
+                echo = _Call(net, self._box, station, path, body, headers, _unheard(loop))
                 loop.after(net.latency() + net.rng.random() * 20, echo.arrive)
         elif station is not None and self._box.up and station.box.up:
             net.hits["hit partition"] += 1

@@ -10,6 +10,7 @@ import yaml
 
 from rebootd.core import operations
 from rebootd.core.errors import RebootdError
+from rebootd.core.failures import UNDONE
 from rebootd.core.model import Cycle, CycleState, Hold, Machine, OpenWindow, PowerCycle, RackRecord, State
 from rebootd.core.operations_cycles import move_cycle, start_cycle
 from rebootd.core.operations_inputs import Because
@@ -207,6 +208,17 @@ class People:
                 done = False
         return done
 
+    def _clients_rebooted(self) -> bool:
+        """Whose permitted reboot did not happen has no other permit for that boot: it is rebooted by hand."""
+        records = self.world.checks.records
+        done = True
+        for name, machine in self.world.lock_machines.items():
+            record = records.get(name)
+            if record is not None and record.flag.startswith(UNDONE) and machine.steady and machine.box.up:
+                machine.down()
+                done = False
+        return done
+
     def end_maintenance(self, name: str) -> None:
         """``consul maint -disable``: the mark must still be there."""
         checks = self.world.checks
@@ -259,6 +271,7 @@ class People:
         if "rebootd/control/halt" in entries:
             self.raw(Delete("rebootd/control/halt"))
             done = False
+        done = self._clients_rebooted() and done
         for key in list(entries):
             if key.startswith("rebootd/holds/"):
                 kind, name = key.removeprefix("rebootd/holds/").split("/")

@@ -15,6 +15,7 @@ from rebootd.consul.leadership import Tuning
 from tests.sim import features as extra
 from tests.sim.ambushes import LAG
 from tests.sim.features import Features, draw_features, equip, more_faults
+from tests.sim.lock_plan import FLEETLOCK, LOCK_FAULTS, draw_clients
 
 START = 1_800_000_000.0
 """The true time, seconds since the Unix epoch, at which every run begins (a Friday morning, UTC)."""
@@ -76,6 +77,10 @@ class Plan:
     """By how much the pauses between looks at what has not changed are stretched (see :mod:`tests.sim.month`)."""
     required: set[str] = field(default_factory=set)
     """Machines that require a reboot from the beginning."""
+    lock_clients: dict[str, str] = field(default_factory=dict)
+    """Machines with a FleetLock client in place of an agent: what it calls itself."""
+    staged: list[tuple[float, str]] = field(default_factory=list)
+    """When an update comes to which of them, which then want to reboot."""
 
 
 def make_plan(seed: int, *, profile: str = "") -> Plan:
@@ -123,6 +128,7 @@ def make_plan(seed: int, *, profile: str = "") -> Plan:
     )
     plan.features = draw_features(seed, profile)
     equip(plan, policy)
+    draw_clients(plan, policy)
     plan.policy = yaml.safe_dump(policy, sort_keys=False)
     plan.faults = draw_faults(plan)
     return plan
@@ -265,12 +271,13 @@ KINDS = {
     "power": (*extra.POWER_FAULTS, "kill-leader", "stop-leader", "hang", "never", "power-cut", "start", "store-late"),
     "pace": (*extra.PACE_FAULTS, "kill-leader", "power-cut", "hook-fails", "hold", "cancel", "pause", "never"),
     "leaps": (*extra.LEAP_FAULTS, "kill-leader", "rack-lock", "hand-over", "power-cut", "window-close", "stuck"),
+    FLEETLOCK: LOCK_FAULTS,
     "records": (*extra.RECORD_FAULTS, "edit-record", "kill-leader", "start", "hold", "halt", "ambush-kill"),
 }
 LONG = (
     "halt", "raw-halt", "hold", "hold-rack", "pause", "rack-lock", "policy", "window-close", "clock-jump", "clock-leap",
     "disk-full",
-    "cut-long", "gate-blocks", "gate-away", "detection-breaks", "still-required", "spoil", "small-group",
+    "cut-long", "client-away", "gate-blocks", "gate-away", "detection-breaks", "still-required", "spoil", "small-group",
     "controller-away", "controller-late", "controller-deaf", "controller-silent", "member-down",
 )  # fmt: skip
 NEXT_BOOT = frozenset({"hang", "never", "same-id", "other-rack", "stuck"})

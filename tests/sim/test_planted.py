@@ -15,6 +15,7 @@ QUICK = (
     "intent-not-journaled",
     "unlock-too-early",
     "no-reasons",
+    "client-granted-early",
 )
 
 

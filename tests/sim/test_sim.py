@@ -9,7 +9,7 @@ import pytest
 
 from tests.sim.__main__ import enough
 from tests.sim.enough import LEAST_OF_ALL, OFTEN, SELDOM, too_few
-from tests.sim.interrupted import ALL_REBOOT, CUTS, PLANS, run_cut
+from tests.sim.interrupted import ALL_REBOOT, CUTS, FOUR, PLANS, run_cut
 from tests.sim.plan import Fault, make_plan
 from tests.sim.planted import plant
 from tests.sim.run import Outcome, quiet_logs, run_seed
@@ -56,8 +56,8 @@ def check_cut(number: int, how: str, plan: str = "plain") -> bool:
     quiet_logs()
     outcome, cut = run_cut(number, how, plan)
     assert outcome.ok, story(outcome)
-    assert outcome.counts["reboots"] <= 4
-    assert outcome.counts["reboots"] == 4 or plan not in ALL_REBOOT
+    assert outcome.counts["reboots"] <= ALL_REBOOT.get(plan, FOUR)
+    assert outcome.counts["reboots"] == ALL_REBOOT.get(plan, FOUR) or plan not in ALL_REBOOT
     assert outcome.counts.get("power cycles", 0) <= 1
     return cut
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
+from itertools import compress
+from operator import is_not
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,11 +15,14 @@ from rebootd.core.model import Cycle, CycleState, Machine, RackRecord, State
 from rebootd.core.policy import DEFAULT_POLICY, Policy, parse_policy
 from rebootd.core.states import WORKING
 from tests.sim.checks_gates import GateChecks, failing_too_long
+from tests.sim.checks_lock import LockChecks
 from tests.sim.checks_pace import PaceChecks
 from tests.sim.checks_power import PowerChecks
 
 if TYPE_CHECKING:
     from rebootd.core.model import OpenWindow
+    from rebootd.core.selectors import Selector
+    from rebootd.store.port import Entry
     from tests.sim.world import World
 
 FOREIGN_GRACE = 20.0
@@ -32,8 +37,6 @@ EDIT_GRACE = 30.0
 """Seconds in which a leader need not know yet that people changed a cycle's record past it."""
 BACK_BOUND = 180.0
 """Seconds, beside the soak, in which an undisturbed machine that is well must be back (S5)."""
-EVERY_DECISION = 3
-"""One of so many decisions is looked through for missing reasons."""
 STORM_TIME = 120.0
 STORM = 60
 """Transactions for each machine in STORM_TIME seconds that only a loop without end can make."""
@@ -51,8 +54,8 @@ class Violation(Exception):
 
 
 def boot_number(boot_id: str) -> int:
-    """Which boot of its machine it is."""
-    return int(boot_id.rpartition("-b")[2])
+    """Which boot of its machine it is; those of machines without an agent have no numbers."""
+    return 0 if boot_id.startswith("fleetlock:") else int(boot_id.rpartition("-b")[2])
 
 
 class Seen:
@@ -75,6 +78,8 @@ class Truth:
         """Every machine's record as it stands in the store."""
         self.known: dict[str, Machine] = {}
         """The same as a leader wrote or loaded it: what people wrote past it, it need not know."""
+        self.working: dict[str, Machine] = {}
+        """Those of them that are on their way."""
         self.asides: set[str] = set()
         self.known_asides: set[str] = set()
         self.cycles: dict[str, Cycle] = {}
@@ -102,6 +107,9 @@ class Truth:
         self.epochs: dict[str, int] = {}
         """Machine: the highest epoch that was delivered to its agent in this boot of the agent's journal."""
         self.foreign_since: dict[str, float] = {}
+        self._locks: dict[str, tuple[Entry | None, Entry | None]] = {}
+        """Rack: its lock and its record in the store when they were looked at."""
+        self._selected: dict[Selector, tuple[dict[str, Machine], dict[str, bool]]] = {}
         self.disturbed_until = 0.0
         self.waiting_since: dict[str, tuple[int, float]] = {}
         self.in_service: dict[str, bool] = {}
@@ -116,10 +124,11 @@ class Truth:
         """Whether any clock has been wrong so far: what leaders measure with it is not judged to the second then."""
         self.edited = False
         """Whether a record that waves depend on was edited by hand: the leader may not know it as it is."""
+        self._lock_keys = {r: (f"{PREFIX}racks/{r}/.lock", f"{PREFIX}racks/{r}/record") for r in world.plan.racks}
         self.gates = GateChecks(self)
         self.powers = PowerChecks(self)
         self.pace = PaceChecks(self)
-        self._decisions = 0
+        self.locks = LockChecks(self)
         self._commits_then = (0.0, 0)
 
     def fail(self, name: str, text: str) -> None:
@@ -143,18 +152,24 @@ class Truth:
         if value is None and not ours:
             # With a record that is deleted by hand go its permit and its past: no leader can know of them any more.
             self.pace.forget(name)
-            self.forgotten |= {boot_id for boot_id in self.permits if boot_id.startswith(f"{name}-b")}
+            self.forgotten |= {b for b in self.permits if b.startswith((f"{name}-b", f"fleetlock:{name}:"))}
+        self.locks.wrote(name, after, ours=ours)
         if after is None:
             self.records.pop(name, None)
+            self.working.pop(name, None)
             if ours:
                 self.known.pop(name, None)
             return before, None
         if before is not None and before.ended != after.ended and not ours:
             self.pace.dated(name, after.ended - (self.world.true_time() - self.world.loop.now))
         self.records[name] = after
+        if after.state in WORKING:
+            self.working[name] = after
+        else:
+            self.working.pop(name, None)
         if ours:
             self.known[name] = after
-        self.history[name][after.version] = (after.state.value, after.boot_id)
+        self.history[name][after.version] = (after.state, after.boot_id)
         if after.state is State.ENABLING:
             self.enabling.add(after.boot_id)
         return before, after
@@ -167,10 +182,11 @@ class Truth:
             except msgspec.MsgspecError:
                 return
 
-    def _rack(self, rack: str, value: bytes | None) -> None:
-        """Who spoils the record takes no lock away: the leader may hold it without having looked."""
+    def _rack(self, rack: str, value: bytes | None, *, ours: bool) -> None:
+        """Who spoils or deletes the record takes no lock away: the leader may hold it without having looked."""
         if value is None:
-            self.rack_sessions.pop(rack, None)
+            if ours:
+                self.rack_sessions.pop(rack, None)
             return
         with contextlib.suppress(msgspec.MsgspecError):
             self.rack_sessions[rack] = msgspec.json.decode(value, type=RackRecord).session
@@ -217,6 +233,9 @@ class Truth:
         seen = self.leadership
         if seen is None:
             return True
+        if name in self.locks.machines:
+            # Nobody calls from there but to ask: what its client was told is what is known of it.
+            return name in self.locks.told
         heard = seen.heard.get(name)
         if heard is None:
             return True
@@ -224,15 +243,27 @@ class Truth:
 
     def open_racks(self) -> set[str]:
         """Racks with a machine on its way, and racks that others have had locked for a while."""
-        opened = {m.rack for m in self.records.values() if m.state in WORKING and m.rack}
+        opened = {m.rack for m in self.working.values() if m.rack}
         now = self.world.loop.now
         return opened | {rack for rack, since in self.foreign_since.items() if now - since > FOREIGN_GRACE}
 
+    def members(self, selector: Selector) -> list[str]:
+        """Which of the known machines it selects; it is asked of records that are new."""
+        known = self.known
+        asked, matches = self._selected.get(selector, ({}, {}))
+        for name in compress(known, map(is_not, known.values(), map(asked.get, known))):
+            matches[name] = selector.matches(known[name])
+        self._selected[selector] = (dict(known), matches)
+        return list(compress(known, map(matches.__getitem__, known)))
+
     def _look_at_locks(self) -> None:
         entries, now = self.world.consul.entries, self.world.loop.now
-        for rack in self.world.plan.racks:
-            lock = entries.get(f"{PREFIX}racks/{rack}/.lock")
-            record = entries.get(f"{PREFIX}racks/{rack}/record")
+        for rack, (lock_key, record_key) in self._lock_keys.items():
+            lock, record = entries.get(lock_key), entries.get(record_key)
+            seen = self._locks.get(rack, (None, None))
+            if seen[0] is lock and seen[1] is record:
+                continue
+            self._locks[rack] = lock, record
             holder = lock.session if lock is not None else ""
             ours = ""
             if record is not None:

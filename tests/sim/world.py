@@ -13,6 +13,7 @@ from tests.sim.checks import Checks
 from tests.sim.controllers import Controllers
 from tests.sim.daemons import SimDaemon
 from tests.sim.instruments import Instruments
+from tests.sim.lock_machine import LockMachine
 from tests.sim.loop import SimLoop
 from tests.sim.machines import Machine
 from tests.sim.net import Box, Net
@@ -40,10 +41,17 @@ class World:
         self.servers = Servers(self.loop, self.consul, self.rng("store"), plan.store_latency)
         self.net = Net(self.loop, self.rng("net"), plan.latency)
         self.machines: dict[str, Machine] = {}
+        self.lock_machines: dict[str, LockMachine] = {}
+        """Those of them that have a FleetLock client in place of an agent."""
         for rack, names in plan.racks.items():
             for name in names:
-                self.machines[name] = Machine(self, name, rack, plan.labels[name])
-                self.consul.register_node(name, {"rack": rack})
+                client = plan.lock_clients.get(name)
+                if client is None:
+                    self.machines[name] = Machine(self, name, rack, plan.labels[name])
+                else:
+                    made = LockMachine(self, name, rack, plan.labels[name], client)
+                    self.machines[name] = self.lock_machines[name] = made
+                self.consul.register_node(name, self.machines[name].meta())
         self.daemons: dict[str, SimDaemon] = {}
         for number, where in enumerate(plan.daemons, 1):
             machine = self.machines.get(where)
@@ -93,6 +101,8 @@ class World:
             self.loop.after(rng.uniform(0.0, 5.0), machine.start_agent)
             if machine.name in self.plan.required:
                 machine.find(Tri.YES, "libc")
+        for at, name in self.plan.staged:
+            self.loop.at(at, self.lock_machines[name].stage)
 
     # --- what happens to parts ----------------------------------------------------------------
 
@@ -158,7 +168,7 @@ class World:
         """It was carried to another rack while it was off."""
         others = [r for r in self.plan.racks if r != machine.box.rack]
         machine.box.rack = others[machine.boots % len(others)]
-        self.consul.register_node(machine.name, {"rack": machine.box.rack})
+        self.consul.register_node(machine.name, machine.meta())
         self.say(f"{machine.name} is in rack {machine.box.rack} now")
 
     def heal(self) -> None:
@@ -185,6 +195,8 @@ class World:
             if machine.process is not None:
                 machine.process.fuse = -1
                 machine.process.go_on()
+        for client in self.lock_machines.values():
+            client.stage()
         for daemon in self.daemons.values():
             daemon.box.cut_agents = daemon.box.cut_store = 0
             daemon.box.offset = 0.0

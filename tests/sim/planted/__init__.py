@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from tests.sim.planted import agents, coordinators, cores, gates, pace, power, records
+from tests.sim.planted import agents, clients, coordinators, cores, gates, pace, power, records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.sim.planted.kind import Planted
 
-WHERE = (cores, gates, power, pace, records, coordinators, agents)
+WHERE = (cores, gates, power, pace, records, coordinators, agents, clients)
 PLANTED: dict[str, Planted] = {planted.name: planted for where in WHERE for planted in where.ALL}
 
 
