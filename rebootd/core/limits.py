@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rebootd.core.amounts import Amount
 from rebootd.core.model import State
 from rebootd.core.roll import Roll
 from rebootd.core.states import WORKING
@@ -15,7 +16,6 @@ from rebootd.core.states import WORKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rebootd.core.amounts import Amount
     from rebootd.core.model import Machine, Observation, Snapshot
     from rebootd.core.roll import Mark
 
@@ -76,7 +76,7 @@ def _lost_since(snapshot: Snapshot, machine: Machine, seen: Observation | None) 
 class Tally:
     """How many of a group there are and which of them are unavailable."""
 
-    __slots__ = ("_began", "_since", "away", "maximum", "name", "total", "why")
+    __slots__ = ("_amount", "_began", "_since", "away", "maximum", "name", "total", "why")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -84,6 +84,7 @@ class Tally:
         self.away: list[str] = []
         self.why: Mapping[str, str] = {}
         self.maximum = 0
+        self._amount = Amount(0)
         self._since: list[float] = []
         self._began = 0.0
 
@@ -94,8 +95,14 @@ class Tally:
 
     def close(self, amount: Amount, began: float) -> None:
         """Fixes the maximum once all members are counted; ``began`` is when this leader did."""
+        self._amount = amount
         self.maximum = amount.of(self.total)
         self._began = began
+
+    def left(self) -> None:
+        """One member less: a maximum by per cent may be smaller from now on."""
+        self.total -= 1
+        self.maximum = min(self.maximum, self._amount.of(self.total))
 
     def since(self, beyond: int = 0) -> float:
         """Since when as many are unavailable as may be, and ``beyond`` more; the leader's beginning if that is 0."""
@@ -237,6 +244,12 @@ class Capacity:
 
         True when that is one more unavailable machine than the store's records have.
         """
+        if before is not None and after is not None:
+            # Its new rack and limits have one member more only once that has landed.
+            stays = self._tallies(after)
+            for tally in self._tallies(before):
+                if not any(tally is known for known in stays):
+                    tally.left()
         if after is None or after.state is State.IN_SERVICE:
             return False
         if after.state in WORKING and after.rack:

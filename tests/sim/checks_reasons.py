@@ -75,13 +75,16 @@ class ReasonChecks:
                 continue
             moved_by = abs(since - before[key]) if key in before else 0.0
             moved_at_all = moved_at_all or moved_by > MOVES
-            if moved_by > MOVES and not (_fleeting(*key) or self._of_another_hold(machine, key[0], since)):
+            if moved_by > MOVES and not (_fleeting(*key) or self._of_another(machine, key[0], since)):
                 moved = f"since {before[key]:.1f} before and {since:.1f} now"
                 self.truth.fail("S8", f"{name} waits, {moved}, for {key[0]}: {key[1]}")
         return moved_at_all
 
-    def _of_another_hold(self, machine: Machine | None, kind: str, since: float) -> bool:
+    def _of_another(self, machine: Machine | None, kind: str, since: float) -> bool:
         """Whether people wrote a hold anew, with another time in it and the same words: that is the one that stands."""
+        if kind == "halt":
+            # Bare text has no time: a server that lags behind shows it after it was taken away, and it begins anew.
+            return self.truth.world.servers.trouble.stale is not None
         if machine is None or kind != "hold":
             return False
         entries = self.truth.world.consul.entries
