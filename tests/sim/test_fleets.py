@@ -1,3 +1,5 @@
+"""Whole fleets in the simulation: what they are made of, that they end well, and that they can fail."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -22,6 +24,7 @@ def test_fleets_are_large_and_their_faults_many() -> None:
         assert {int(f.at / BLOCK) for f in drawn} == set(range(int(plan.faults_for / BLOCK)))
 
 
+@pytest.mark.slow
 def test_a_whole_fleet_goes_through_cycle_after_cycle() -> None:
     prepare()
     outcome = run_seed(QUICK, profile=FLEET)
@@ -40,7 +43,12 @@ def test_whole_fleets_end_well(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("halt-ignored", "S6"), ("no-reasons", "S8"), ("limit-forgets-quarantined", "S2")]
+    ("name", "found"),
+    [
+        ("halt-ignored", "S6"),
+        ("no-reasons", "S8"),
+        pytest.param("limit-forgets-quarantined", "S2", marks=pytest.mark.slow),
+    ],
 )
 def test_a_bug_shows_in_a_whole_fleet_too(name: str, found: str) -> None:
     prepare()
