@@ -114,6 +114,7 @@ async def test_leader_is_killed_at_every_commit_off_the_way(dev_consul: Agent, t
         await held_together(fleet, since)
 
 
+@pytest.mark.slow
 async def test_leader_is_killed_around_unplanned_boots(dev_consul: Agent, tmp_path: Path) -> None:
     async with Fleet(dev_consul, tmp_path) as fleet:
         await fleet.supervisor.start()
@@ -199,6 +200,7 @@ class Assassin:
         raise BreakOff
 
 
+@pytest.mark.slow
 async def test_agent_is_killed_at_every_directive(dev_consul: Agent, tmp_path: Path) -> None:
     async with Fleet(dev_consul, tmp_path, daemons=1, machines=2) as fleet:
         first, *others = fleet.names
