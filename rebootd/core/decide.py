@@ -84,8 +84,7 @@ def _settled(
     def keep(name: str, outcome: Settled) -> None:
         if outcome.step is not None:
             steps.append(outcome.step)
-            if view.capacity.note(outcome.step.before, outcome.step.after) and outcome.step.after is not None:
-                view.safeguards.left(outcome.step.after)
+            view.learn(outcome.step)
         if outcome.blockers:
             reasons[name] = outcome.blockers
         if outcome.verdict is not None:

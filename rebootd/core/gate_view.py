@@ -237,6 +237,12 @@ class Safeguards:
                 return blocker
         return None
 
+    def shown(self, machine: Machine) -> None:
+        """A step of this decision tells what the machine is now: perhaps a member of other groups than before."""
+        changed = [group for group in self.groups if group.shown(machine)]
+        if changed:
+            self._sort()
+
     def left(self, machine: Machine) -> None:
         """The machine is taken out by this decision, or it shows that it is out."""
         changed = False

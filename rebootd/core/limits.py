@@ -244,13 +244,15 @@ class Capacity:
 
         True when that is one more unavailable machine than the store's records have.
         """
-        if before is not None and after is not None:
+        if after is None:
+            return False
+        there = self._tallies(after)
+        if before is not None:
             # Its new rack and limits have one member more only once that has landed.
-            stays = self._tallies(after)
             for tally in self._tallies(before):
-                if not any(tally is known for known in stays):
+                if not any(tally is known for known in there):
                     tally.left()
-        if after is None or after.state is State.IN_SERVICE:
+        if after.state is State.IN_SERVICE:
             return False
         if after.state in WORKING and after.rack:
             self.open.setdefault(after.rack, f"{after.name} is {after.state.value}")
@@ -259,7 +261,7 @@ class Capacity:
         counted = self._tallies(before) if before is not None and away else ()
         if not away:
             self.lost[after.name] = after.since
-        for tally in self._tallies(after):
+        for tally in there:
             if not any(tally is known for known in counted):
                 tally.lost(after.name, after.since)
         return not away

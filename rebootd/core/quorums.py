@@ -52,6 +52,23 @@ class Group:
         self._blockers.clear()
         return True
 
+    def shown(self, machine: Machine) -> bool:
+        """A step of this very decision tells what the machine is now; True if that changes the group for others.
+
+        Who leaves makes it smaller. Who joins counts as a member once that has landed, and as away at once.
+        """
+        member = self.quorum.selector.matches(machine)
+        if member == (machine.name in self.members) or (member and machine.state is State.IN_SERVICE):
+            return False
+        if member:
+            self.members |= {machine.name}
+            self._away[machine.name] = machine.since
+        else:
+            self.members -= {machine.name}
+            self._small = len(self.members) < SMALLEST and not self.quorum.allow_outage
+        self._blockers.clear()
+        return True
+
     def blocker(self, machine: Machine) -> Blocker | None:
         """What keeps a member in; None for all others, and for a member that is the only one out."""
         if machine.name not in self.members:

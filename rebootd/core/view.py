@@ -19,7 +19,7 @@ from rebootd.core.times import utc
 from rebootd.core.windows import closed_since, judge_windows
 
 if TYPE_CHECKING:
-    from rebootd.core.decision import PowerStep
+    from rebootd.core.decision import MachineStep, PowerStep
     from rebootd.core.model import Cycle, Hold, Machine, Snapshot
 
 
@@ -64,6 +64,14 @@ class View:
             self.windows = judge_windows(snapshot.policy, snapshot.windows, self.now)
             self.closed = self._closed()
         return self.pace.later(self.now, self.windows)
+
+    def learn(self, step: MachineStep) -> None:
+        """Counts what a step of this decision tells of its machine, for all that is decided after it."""
+        away = self.capacity.note(step.before, step.after)
+        if step.after is not None:
+            self.safeguards.shown(step.after)
+            if away:
+                self.safeguards.left(step.after)
 
     @cached_property
     def power_loss(self) -> int:

@@ -1,4 +1,4 @@
-"""A machine that is carried to another rack makes its old one smaller, and a limit by per cent with it."""
+"""Machines whose rack or labels change by the same decision: racks, limits and quorum groups have other members."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from rebootd.core.decide import decide
 from rebootd.core.decision import Lane
 from rebootd.core.model import State
 from rebootd.core.policy import Limit, Policy
+from rebootd.core.policy_gates import Quorum
 from rebootd.core.selectors import parse_selector
-from tests.core.worlds import OURS, cycle, machine, seen, snapshot
+from tests.core.worlds import OURS, cycle, machine, out, seen, snapshot
 
 
 def test_who_leaves_a_rack_by_this_decision_is_no_member_of_it() -> None:
@@ -34,3 +35,26 @@ def test_who_loses_a_label_by_this_decision_counts_no_longer_for_its_limit() -> 
     gone = [s.name for s in decision.steps if s.after is not None and s.after.state is State.DRAINING]
     # The one that is no database any more is bound by the rack alone.
     assert len([name for name in gone if name != "m7"]) == 1
+
+
+ETCD = Policy(
+    quorums=(Quorum(name="etcd", selector=parse_selector("role=etcd")),), rack_unavailable=Amount(9), open_racks=9
+)
+
+
+def test_who_leaves_a_quorum_group_by_this_decision_leaves_one_that_is_too_small() -> None:
+    members = [machine(f"m{i}", labels={"role": "etcd"}) for i in range(3)]
+    turned = {"m2": seen(members[2], labels={"role": "web"})}
+    decision = decide(snapshot(*members, observed=turned, cycles=[cycle()], racks={"r1": OURS}, policy=ETCD))
+    gone = [s.name for s in decision.steps if s.after is not None and s.after.state is State.DRAINING]
+    assert gone in ([], ["m2"])
+    assert "2 members" in decision.reasons["m0"][0].what
+
+
+def test_who_joins_a_quorum_group_while_it_is_out_shuts_it() -> None:
+    members = [machine(f"m{i}", labels={"role": "etcd"}) for i in range(3)]
+    new = out(State.VERIFYING, "m3", labels={"role": "web"})
+    turned = {"m3": seen(new, labels={"role": "etcd"})}
+    decision = decide(snapshot(*members, new, observed=turned, cycles=[cycle()], racks={"r1": OURS}, policy=ETCD))
+    assert [s.name for s in decision.steps if s.after is not None and s.after.state is State.DRAINING] == []
+    assert "m3" in decision.reasons["m0"][0].what
