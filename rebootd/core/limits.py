@@ -246,19 +246,18 @@ class Capacity:
         """
         if after is None:
             return False
-        there = self._tallies(after)
-        if before is not None:
-            # Its new rack and limits have one member more only once that has landed.
-            for tally in self._tallies(before):
-                if not any(tally is known for known in there):
-                    tally.left()
+        here, there = self._tallies(before) if before is not None else (), self._tallies(after)
+        for tally in here:
+            if not any(tally is known for known in there):
+                # Its new rack and limits have one member more only once that has landed.
+                tally.left()
         if after.state is State.IN_SERVICE:
             return False
         if after.state in WORKING and after.rack:
             self.open.setdefault(after.rack, f"{after.name} is {after.state.value}")
         away = before is not None and not available(self._snapshot, before)
         # Who was away before may come back with another rack or other labels: it counts there now, too.
-        counted = self._tallies(before) if before is not None and away else ()
+        counted = here if away else ()
         if not away:
             self.lost[after.name] = after.since
         for tally in there:

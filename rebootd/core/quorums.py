@@ -36,8 +36,11 @@ class Group:
         # Who has no record, or one that cannot be read, may be a member: nobody knows its labels.
         unknown = {name: since for name, _, since in strangers(snapshot)} if self.members else {}
         self._away = {name: since for name, since in away.items() if name in self.members} | unknown
-        self._small = len(self.members) < SMALLEST and not quorum.allow_outage
         self._blockers: dict[str, Blocker | None] = {}
+
+    @property
+    def _small(self) -> bool:
+        return len(self.members) < SMALLEST and not self.quorum.allow_outage
 
     @property
     def shut(self) -> bool:
@@ -65,7 +68,6 @@ class Group:
             self._away[machine.name] = machine.since
         else:
             self.members -= {machine.name}
-            self._small = len(self.members) < SMALLEST and not self.quorum.allow_outage
         self._blockers.clear()
         return True
 

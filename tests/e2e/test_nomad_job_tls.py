@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +12,14 @@ import yaml
 
 from rebootd.cli.ctl_client import Client, Trouble
 from rebootd.cli.ctl_tls import Wire
-from rebootd.tls.files import TlsFiles
 from tests.e2e.nomad_job import CLIENTS, ended, in_service, machines, scheduled, start, until
 from tests.support.cluster import wait_for
+from tests.support.pki import Pki
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rebootd.tls.files import TlsFiles
     from tests.e2e.nomad_job import Job
     from tests.support.cluster import Agent
 
@@ -30,48 +29,23 @@ EXPIRY = 'rebootd_tls_expiry_timestamp_seconds{file="certificate"}'
 FILES = ("ca", "crl", "cert", "key")
 
 
-class Certificates:
-    """An authority and what it has signed, made by ``rebootctl tls`` in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._tls("ca", "create")
-
-    def _tls(self, *words: str) -> None:
-        command = [sys.executable, "-m", "rebootd.cli.ctl", "tls", *words, "--dir", str(self.folder)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-
-    def machine(self, name: str) -> TlsFiles:
-        self._tls("cert", "create", "--machine", name)
-        return self._files(f"machine-{name}")
-
-    def admin(self, name: str) -> TlsFiles:
-        self._tls("cert", "create", "--operator", name, "--role", "admin")
-        return self._files(f"operator-{name}")
-
-    def variables(self, name: str) -> dict[str, str]:
-        """What daemons need, with a new certificate of this name, as Nomad Variables."""
-        self._tls("cert", "create", "--server", "--name", name)
-        files = self._files(f"server-{name}")
-        return {what: Path(getattr(files, what)).read_text(encoding="ascii") for what in FILES}
-
-    def _files(self, name: str) -> TlsFiles:
-        names = {"ca": "rebootd-ca", "crl": "rebootd-crl", "cert": name, "key": f"{name}-key"}
-        return TlsFiles(**{what: str(self.folder / f"{stem}.pem") for what, stem in names.items()})
+def variables(files: TlsFiles) -> dict[str, str]:
+    """What a daemon needs, as Nomad Variables."""
+    return {what: Path(getattr(files, what)).read_text(encoding="ascii") for what in FILES}
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("certificates"))
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
-def job(dev_consul: Agent, tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[Job]:
+def job(dev_consul: Agent, tmp_path_factory: pytest.TempPathFactory, certificates: Pki) -> Iterator[Job]:
     """Its daemons get their certificates from Nomad Variables; alice asks."""
     read = '{{ with nomadVar \\"nomad/jobs/rebootd\\" }}{{ .%s }}{{ end }}'
     given = {"tls_templates": "{" + ", ".join(f'{what} = "{read % what}"' for what in FILES) + "}"}
-    alice = Wire(certificates.admin("alice"))
-    with scheduled(dev_consul, tmp_path_factory, given, alice, certificates.variables("first")) as made:
+    alice = Wire(certificates.issue("admin", "alice"))
+    with scheduled(dev_consul, tmp_path_factory, given, alice, variables(certificates.server("first"))) as made:
         yield made
 
 
@@ -86,11 +60,9 @@ def test_daemons_speak_to_those_with_a_certificate_only(job: Job) -> None:
             Client([url], timeout=5.0).ask("GET", "/v1/status")
 
 
-async def test_a_cycle_and_new_certificates_without_a_restart(
-    job: Job, certificates: Certificates, tmp_path: Path
-) -> None:
+async def test_a_cycle_and_new_certificates_without_a_restart(job: Job, certificates: Pki, tmp_path: Path) -> None:
     for name in CLIENTS:
-        files = certificates.machine(name)
+        files = certificates.issue("machine", name)
         # Beside the settings that all machines share, in the folder that the agent also reads.
         own = tmp_path / "machines" / name / "agent.d"
         own.mkdir(parents=True)
@@ -99,7 +71,7 @@ async def test_a_cycle_and_new_certificates_without_a_restart(
         await in_service(job)
         before, old = job.allocs(), {place: expiry(job, place) for place in job.passing()}
         await start(job, "tls", "settle: 0s\n")
-        await asyncio.to_thread(job.remember, certificates.variables("second"))
+        await asyncio.to_thread(job.remember, variables(certificates.server("second")))
 
         async def taken() -> bool:
             return all([await asyncio.to_thread(expiry, job, place) > old[place] for place in old])

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rebootd.consul.leadership import Tuning
 from tests.sim.features import draw_features, equip, kinds_of
-from tests.sim.plan import AMBUSHES, HOSTS, NETWORK, PROCESSES, RARE, STORE, Fault, Plan, draw
+from tests.sim.plan import AMBUSHES, HOSTS, NETWORK, PROCESSES, RARE, STORE, Fault, Plan, draw, draw_tuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,14 +62,7 @@ def whole_fleet(seed: int) -> Plan:
         latency=rng.choice([0.0005, 0.005, 0.05]),
         store_latency=rng.choice([0.001, 0.005, 0.03]),
         tick=rng.choice([2.0, 5.0, 10.0]),
-        tuning=Tuning(
-            lock_delay=rng.choice([0.0, 1.0]),
-            proof_every=1.0 * coarse,
-            proof_timeout=0.7 * coarse,
-            deadline=4.0 * coarse,
-            renew_every=rng.choice([3.0, 5.0]),
-            abstain=rng.choice([2.0, 5.0]),
-        ),
+        tuning=draw_tuning(rng, coarse),
         hang_seconds=rng.choice([60.0, 400.0]),
         settle_for=24 * 3600.0,
         features=replace(draw_features(seed, FLEET), forecast=False),

@@ -117,14 +117,7 @@ def make_plan(seed: int, *, profile: str = "") -> Plan:
         latency=rng.choice([0.0005, 0.005, 0.05]),
         store_latency=rng.choice([0.001, 0.005, 0.03]),
         tick=rng.choice([2.0, 5.0, 10.0]),
-        tuning=Tuning(
-            lock_delay=rng.choice([0.0, 1.0]),
-            proof_every=1.0 * coarse,
-            proof_timeout=0.7 * coarse,
-            deadline=4.0 * coarse,
-            renew_every=rng.choice([3.0, 5.0]),
-            abstain=rng.choice([2.0, 5.0]),
-        ),
+        tuning=draw_tuning(rng, coarse),
     )
     plan.features = draw_features(seed, profile)
     equip(plan, policy)
@@ -132,6 +125,18 @@ def make_plan(seed: int, *, profile: str = "") -> Plan:
     plan.policy = yaml.safe_dump(policy, sort_keys=False)
     plan.faults = draw_faults(plan)
     return plan
+
+
+def draw_tuning(rng: random.Random, coarse: float) -> Tuning:
+    """How daemons hold their leadership; ``coarse`` is by how much proofs are slower than they could be."""
+    return Tuning(
+        lock_delay=rng.choice([0.0, 1.0]),
+        proof_every=1.0 * coarse,
+        proof_timeout=0.7 * coarse,
+        deadline=4.0 * coarse,
+        renew_every=rng.choice([3.0, 5.0]),
+        abstain=rng.choice([2.0, 5.0]),
+    )
 
 
 def _policy(rng: random.Random) -> dict[str, Any]:
